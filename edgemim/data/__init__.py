@@ -1,0 +1,1 @@
+"""Folders of images, their keyed order and their transforms."""

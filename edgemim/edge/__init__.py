@@ -1,0 +1,1 @@
+"""The wing without torch: artifacts, images, runtimes, benchmarks, tracking."""

@@ -1,0 +1,1 @@
+"""Sessions: one interface over every edge runtime."""

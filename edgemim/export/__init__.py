@@ -1,0 +1,1 @@
+"""The bridge: checkpoint to artifact to checked artifact."""

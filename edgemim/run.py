@@ -1,0 +1,185 @@
+"""One folder and one run.json a verb: what was asked, what came out, how it ended."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from edgemim.config import Config, to_yaml
+from edgemim.errors import EdgemimError, UserError
+
+RUNS = Path("runs")
+_PACKAGES = ("edgemim", "numpy", "pillow", "torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "nncf")
+
+
+class RunRecord:
+    """Writes `config.yaml` and `run.json` into a folder: status 'running' on entry, the outcome on exit.
+
+    Use as a context manager; put figures into `results`. With `enabled=False` (ranks other than 0) nothing is written.
+    """
+
+    def __init__(self, verb: str, folder: Path, config: Config, *, enabled: bool = True) -> None:
+        self.verb = verb
+        self.folder = folder
+        self.config = config
+        self.enabled = enabled
+        self.results: dict[str, Any] = {}
+        self.warnings: list[str] = []
+        self._started = time.time()
+
+    def warn(self, message: str) -> None:
+        """Keep a warning for run.json and show it on standard error."""
+        self.warnings.append(message)
+        if self.enabled:
+            print(f"warning: {message}", file=sys.stderr)
+
+    def __enter__(self) -> RunRecord:
+        if self.enabled:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "config.yaml", to_yaml(self.config))
+            self._write("running", None, None)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if not self.enabled:
+            return
+        if error is None:
+            self._write("done", 0, None)
+        elif isinstance(error, EdgemimError):
+            self._write("saved" if error.exit_code == 75 else "failed", error.exit_code, str(error))
+        else:
+            self._write("failed", 130 if isinstance(error, KeyboardInterrupt) else 1, f"{type(error).__name__}: {error}")
+
+    def _write(self, status: str, exit_code: int | None, error: str | None) -> None:
+        now = time.time()
+        record = {
+            "verb": self.verb,
+            "status": status,
+            "exit_code": exit_code,
+            "error": error,
+            "command": sys.argv,
+            "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
+            "seconds": round(now - self._started, 2),
+            "results": self.results,
+            "warnings": self.warnings,
+            "versions": installed_versions(),
+            "python": platform.python_version(),
+            "machine": {"cpu_count": os.cpu_count(), "platform": platform.platform()},
+            "config": self.config.model_dump(mode="json"),
+        }
+        write_text(self.folder / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never half. Raises UserError on a full disk."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free space or choose another --out") from error
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on, as far as they are installed."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def prepare_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Make an output folder ready; an old result is neither lost nor mixed with a new one.
+
+    Raises UserError if the folder holds something and neither `overwrite` nor `resume` is set, or cannot be written.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; give --out a folder")
+        # The lock file alone is no content: the lock is taken first, so that nobody else's folder is emptied.
+        content = [path for path in folder.iterdir() if path.name != ".lock"] if folder.exists() else []
+        if content and overwrite and not resume:
+            _remove_content(folder, content)
+        elif content and not resume:
+            raise UserError(f"{folder} is not empty; give another --out, --resume to go on, or --overwrite to lose it")
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from error
+
+
+def _remove_content(folder: Path, content: list[Path]) -> None:
+    known = {"run.json", "config.yaml", "manifest.json"}
+    if not known & {path.name for path in content}:
+        raise UserError(f"{folder} was not made by edgemim; --overwrite deletes only folders with a run.json")
+    for path in content:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+class FolderLock:
+    """Holds a folder for one process; a second run on it is refused at once. Released when the process ends, however."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = open(folder / ".lock", "a+")  # noqa: SIM115 (held as long as the lock)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise UserError(f"another run is writing to {folder}; wait for it or choose another --out") from error
+
+    def release(self) -> None:
+        """Give the folder free."""
+        self._file.close()
+
+
+def runs_newest_first(verb: str, root: Path = RUNS) -> Iterator[Path]:
+    """Finished runs of a verb below `root`, newest first."""
+    found = []
+    for path in root.glob("**/run.json"):
+        record = read_record(path.parent)
+        if record.get("verb") == verb and record.get("status") == "done":
+            found.append((path.stat().st_mtime, path.parent))
+    for _, folder in sorted(found, reverse=True):
+        yield folder
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The content of a folder's run.json, or an empty mapping."""
+    try:
+        record = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def find_run(given: Path | None, verb: str, root: Path = RUNS) -> Path:
+    """The run that the user named, or the newest finished one of `verb`. Raises UserError if there is none."""
+    if given is not None:
+        if not given.is_dir():
+            raise UserError(f"no run folder at {given}; give the folder that `edgemim {verb}` wrote")
+        return given
+    for folder in runs_newest_first(verb, root):
+        print(f"using the newest {verb} run: {folder}")
+        return folder
+    raise UserError(f"no finished {verb} run below {root}/; run `edgemim {verb}` first or name a run folder")

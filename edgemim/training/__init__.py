@@ -1,0 +1,1 @@
+"""The loop, the checkpoint directory and what surrounds them."""
