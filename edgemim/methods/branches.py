@@ -1,0 +1,128 @@
+"""The masked image model: an encoder, a masking and a list of branches; a method is a choice of these parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from edgemim.methods.masking import RandomMasking
+from edgemim.methods.targets import Normalization, PixelTarget, Target
+from edgemim.models.encoder import Encoder, TokenMask
+from edgemim.training.objective import Objective, StepOutput
+
+Score = Literal["masked", "visible", "all"]
+LossName = Literal["mse", "l1", "smooth_l1", "cosine"]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One prediction task: a decoder, its target, a loss and which tokens count."""
+
+    name: str
+    decoder: nn.Module
+    target: Target
+    loss: LossName
+    weight: float = 1.0
+    score: Score = "masked"
+
+
+class MaskedImageModel(Objective):
+    """Sum over branches of weight * mean over the scored tokens of loss(decoder(features), target(images))."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        masking: RandomMasking,
+        branches: Sequence[Branch],
+        normalization: Normalization,
+        taps: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.masking = masking
+        self.branches = tuple(branches)
+        # Decoders are trained and saved; targets (a teacher among them) stay outside the module tree on purpose.
+        self.decoders = nn.ModuleDict({branch.name: branch.decoder for branch in branches})
+        self.normalization = normalization
+        self.taps = tuple(taps)
+
+    @property
+    def exported(self) -> nn.Module:
+        """What leaves pre-training: the encoder in timm's names."""
+        return self.encoder.vit
+
+    def forward(self, images: Tensor, keys: Int[Tensor, " b"], labels: Tensor | None = None) -> StepOutput:
+        """The loss of a batch.
+
+        Args:
+            images: uint8 [b, 3, h, w].
+            keys: a 63-bit key for each sample, from which its mask is drawn.
+            labels: not used.
+        """
+        mask = self.masking(keys, self.encoder.config.tokens)
+        return self.loss(self.normalization.apply(images), mask)
+
+    def loss(self, images: Float[Tensor, "b 3 h w"], mask: TokenMask) -> StepOutput:
+        """The loss of normalised images under a given mask; metrics hold each branch's share, unweighted."""
+        targets = self._targets(images, mask)
+        features = self.encoder(images, mask, self.taps)
+        metrics: dict[str, Tensor] = {}
+        total = images.new_zeros(())
+        for branch in self.branches:
+            prediction = branch.decoder(features, mask)
+            value = reduce(LOSSES[branch.loss](prediction.float(), targets[id(branch.target)]), mask, branch.score)
+            metrics[f"loss_{branch.name}"] = value.detach()
+            total = total + branch.weight * value
+        return StepOutput(total, metrics)
+
+    @torch.no_grad()
+    def _targets(self, images: Tensor, mask: TokenMask) -> dict[int, Tensor]:
+        unique = {id(branch.target): branch.target for branch in self.branches}
+        return {key: target(images, mask) for key, target in unique.items()}
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, keys: Int[Tensor, " b"]) -> tuple[Tensor, Tensor] | None:
+        """Masked input and reconstruction of uint8 images, both [b, 3, h, w] in [0, 1]; None without a pixel branch.
+
+        Visible patches show the input, masked ones grey or the prediction, un-normalised per patch.
+        """
+        pixel = next((b for b in self.branches if isinstance(b.target, PixelTarget)), None)
+        if pixel is None:
+            return None
+        assert isinstance(pixel.target, PixelTarget)
+        x = self.normalization.apply(images)
+        mask = self.masking(keys, self.encoder.config.tokens)
+        prediction = pixel.decoder(self.encoder(x, mask, self.taps), mask).float()
+        size, grid = self.encoder.config.patch_size, self.encoder.config.grid
+        painted = pixel.target.picture(prediction, x, grid)
+        rows = mask.masked.view(-1, 1, *grid).repeat_interleave(size, 2).repeat_interleave(size, 3)
+        true = self.normalization.undo(x)
+        hidden = torch.where(rows, torch.full_like(true, 0.5), true)
+        full = torch.where(rows, self.normalization.undo(painted), true)
+        return hidden, full.clamp(0, 1)
+
+
+def reduce(loss: Float[Tensor, "b n"], mask: TokenMask, score: Score) -> Float[Tensor, ""]:
+    """Mean of a per-token loss over the masked, the visible or all tokens; an empty set counts as zero."""
+    if score == "all":
+        return loss.mean()
+    chosen = (mask.masked if score == "masked" else ~mask.masked).to(loss.dtype)
+    return (loss * chosen).sum() / chosen.sum().clamp(min=1)
+
+
+def _mean_over_channels(function: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda prediction, target: function(prediction, target, reduction="none").mean(-1)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": _mean_over_channels(F.mse_loss),
+    "l1": _mean_over_channels(F.l1_loss),
+    "smooth_l1": _mean_over_channels(F.smooth_l1_loss),
+    "cosine": lambda prediction, target: 2 - 2 * F.cosine_similarity(prediction, target, dim=-1),
+}

@@ -1,0 +1,48 @@
+"""MAE and MAE-Lite: pixels of the masked patches from the encoder's last block.
+
+Masked Autoencoders Are Scalable Vision Learners, arXiv 2111.06377; A Closer Look at Self-Supervised Lightweight Vision
+Transformers, arXiv 2205.14443 (the decoder of 96 x 1). Loss: mean over masked patches of the squared error to the
+patch's pixels, normalised per patch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+from torch import nn
+
+from edgemim.config import Config
+from edgemim.methods.branches import Branch, MaskedImageModel
+from edgemim.methods.decoders import DecoderConfig, TransformerDecoderConfig
+from edgemim.methods.masking import RandomMasking
+from edgemim.methods.targets import Normalization, PixelTarget
+from edgemim.models.encoder import Encoder
+
+
+class MaeConfig(Config):
+    """Masked autoencoder: predict the pixels of hidden patches."""
+
+    name: Literal["mae"] = "mae"
+    """The method."""
+    mask_ratio: float = pydantic.Field(0.75, gt=0.0, lt=1.0)
+    """Share of patches that are hidden."""
+    norm_pix_loss: bool = True
+    """Normalise each target patch by its own mean and deviation."""
+    decoder: DecoderConfig = TransformerDecoderConfig()
+    """What predicts the pixels."""
+
+    def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
+        """Compose the model; a teacher plays no part."""
+        branch = pixel_branch(encoder, self.decoder, self.norm_pix_loss, weight=1.0)
+        return MaskedImageModel(
+            encoder, RandomMasking(ratio=self.mask_ratio), [branch], normalization, taps=[encoder.config.depth]
+        )
+
+
+def pixel_branch(encoder: Encoder, decoder: DecoderConfig, norm_pix_loss: bool, weight: float) -> Branch:
+    """MAE's branch: the last block's tokens to the masked patches' pixels."""
+    target = PixelTarget(encoder.config.patch_size, norm_pix_loss)
+    size = encoder.config
+    built = decoder.build(size.width, target.channels, size.grid, tap=size.depth)
+    return Branch("pixel", built, target, loss="mse", weight=weight, score="masked")

@@ -1,0 +1,173 @@
+"""One forward for plain vision transformers: only visible patches are embedded, tokens are tapped after named blocks.
+
+timm's `VisionTransformer` holds the weights under timm's names; its blocks and norm are called, none is written again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from edgemim.models.position import sincos_positions
+from edgemim.models.sizes import VitConfig
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """Which patches are hidden: True = masked, everywhere, the same count in each row (static shapes).
+
+    Attributes:
+        masked: [b, n] over the patch grid, row-major.
+        visible: [b, v] grid positions of the visible tokens in grid order; the same fact, kept beside it so that no
+            step has to ask the device how many there are.
+    """
+
+    masked: Bool[Tensor, "b n"]
+    visible: Int[Tensor, "b v"]
+
+    @staticmethod
+    def of(masked: Bool[Tensor, "b n"]) -> TokenMask:
+        """Make one from a Boolean tensor (waits for the device once). Raises ValueError on unequal counts."""
+        counts = (~masked).sum(1)
+        if bool((counts != counts[0]).any()):
+            raise ValueError("a mask needs the same number of masked patches in each row")
+        order = masked.to(torch.uint8).argsort(dim=1, stable=True)
+        return TokenMask(masked, order[:, : int(counts[0])])
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder saw: tokens after named blocks.
+
+    Attributes:
+        tokens: block number (0 = embeddings, 1-based after blocks) to [b, prefix + visible, width]; the last block's
+            are final-normed. Visible tokens stay in grid order.
+        grid: rows and columns of the patch grid.
+        prefix: number of class tokens in front.
+        visible: [b, visible] grid positions of the visible tokens, None if all are.
+    """
+
+    tokens: dict[int, Float[Tensor, "b t width"]]
+    grid: tuple[int, int]
+    prefix: int
+    visible: Int[Tensor, "b v"] | None
+
+    @property
+    def last(self) -> Float[Tensor, "b t width"]:
+        """Tokens of the deepest tap."""
+        return self.tokens[max(self.tokens)]
+
+    def patches(self, tap: int) -> Float[Tensor, "b v width"]:
+        """Tokens of a tap without the class tokens."""
+        return self.tokens[tap][:, self.prefix :]
+
+
+class Encoder(nn.Module):
+    """A plain ViT with fixed 2-D sine-cosine positions and, given a mask, only the visible patches in its blocks."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vit = VisionTransformer(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.heads,
+            mlp_ratio=config.mlp_ratio,
+            num_classes=0,
+            global_pool="",
+        )
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw the weights as MAE does: Xavier-uniform matrices, zero biases, N(0, 0.02) class token, fixed positions."""
+        self.vit.apply(initialise_linear)
+        patch = self.vit.patch_embed.proj
+        nn.init.xavier_uniform_(patch.weight.view(patch.weight.shape[0], -1))
+        assert patch.bias is not None and self.vit.cls_token is not None and self.vit.pos_embed is not None
+        nn.init.zeros_(patch.bias)
+        nn.init.normal_(self.vit.cls_token, std=0.02)
+        table = sincos_positions(self.config.width, self.config.grid, prefix=1)
+        with torch.no_grad():
+            self.vit.pos_embed.copy_(table)
+        self.vit.pos_embed.requires_grad_(False)
+
+    def forward(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        mask: TokenMask | None = None,
+        taps: Sequence[int] | None = None,
+    ) -> Features:
+        """Encode normalised images; with a mask, masked patches are dropped before they are embedded.
+
+        Args:
+            images: [b, 3, image_size, image_size], normalised.
+            mask: which patches to drop; None sees all.
+            taps: blocks whose tokens are wanted; default the last one.
+        """
+        depth = len(self.vit.blocks)
+        wanted = {depth} if taps is None else set(taps)
+        visible = None if mask is None else mask.visible
+        x = self._embed(images, visible)
+        tokens = {0: x} if 0 in wanted else {}
+        for number, block in enumerate(self.vit.blocks, start=1):
+            x = block(x)
+            if number in wanted and number < depth:
+                tokens[number] = x
+        if depth in wanted:
+            tokens[depth] = self.vit.norm(x)
+        return Features(tokens, self.config.grid, prefix=1, visible=visible)
+
+    def _embed(self, images: Tensor, visible: Tensor | None) -> Float[Tensor, "b t width"]:
+        projection, positions = self.vit.patch_embed.proj, self.vit.pos_embed
+        assert self.vit.cls_token is not None and positions is not None
+        if visible is None:
+            x = self.vit.patch_embed(images) + positions[:, 1:]
+        else:
+            # The patch convolution as a matrix on the kept patches alone: 75 % of its work is never done.
+            patches = gather_tokens(patchify(images, self.config.patch_size, channels_first=True), visible)
+            x = F.linear(patches, projection.weight.flatten(1), projection.bias)
+            x = x + gather_tokens(positions[:, 1:].expand(len(x), -1, -1), visible)
+        prefix = (self.vit.cls_token + positions[:, :1]).expand(len(x), -1, -1)
+        return torch.cat([prefix, x], dim=1)
+
+
+def gather_tokens(x: Float[Tensor, "b n d"], index: Int[Tensor, "b v"]) -> Float[Tensor, "b v d"]:
+    """Pick tokens by position, a row of positions for each sample."""
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def patchify(
+    images: Float[Tensor, "b c h w"], patch_size: int, *, channels_first: bool = False
+) -> Float[Tensor, "b n d"]:
+    """Cut images into patches, row-major; numbers inside a patch go (row, column, channel) or (channel, row, column)."""
+    b, c, h, w = images.shape
+    rows, columns = h // patch_size, w // patch_size
+    cut = images.reshape(b, c, rows, patch_size, columns, patch_size)
+    order = (0, 2, 4, 1, 3, 5) if channels_first else (0, 2, 4, 3, 5, 1)
+    return cut.permute(order).reshape(b, rows * columns, c * patch_size**2)
+
+
+def unpatchify(patches: Float[Tensor, "b n d"], patch_size: int, grid: tuple[int, int]) -> Float[Tensor, "b c h w"]:
+    """Inverse of `patchify` in the order (row, column, channel)."""
+    (rows, columns), b = grid, len(patches)
+    cut = patches.reshape(b, rows, columns, patch_size, patch_size, -1)
+    return cut.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, rows * patch_size, columns * patch_size)
+
+
+def initialise_linear(module: nn.Module) -> None:
+    """MAE's initialisation of linear and normalisation layers; apply to a module tree."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,67 @@
+"""Named sizes of encoders: each a configuration that builds itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pydantic
+
+from edgemim.config import Config, Presets
+
+
+class VitConfig(Config):
+    """A plain vision transformer: pre-norm blocks, class token, qkv bias, LayerNorm eps 1e-6."""
+
+    name: Literal["vit"] = "vit"
+    """The family."""
+    width: int = 192
+    """Channels of a token."""
+    depth: int = 12
+    """Number of blocks."""
+    heads: int = 12
+    """Attention heads (the lightweight study uses 12 even at width 192; timm's vit_tiny has 3)."""
+    patch_size: int = 16
+    """Side of a patch in pixels."""
+    image_size: int = 224
+    """Side of the square input in pixels."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over the token width."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> VitConfig:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.width % 4:
+            raise ValueError(f"width {self.width} is not a multiple of 4, which sine-cosine positions need")
+        if min(self.width, self.depth, self.heads, self.patch_size, self.image_size) < 1:
+            raise ValueError("width, depth, heads, patch_size and image_size are at least 1")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    @property
+    def tokens(self) -> int:
+        """Number of patches of an image."""
+        return self.grid[0] * self.grid[1]
+
+
+SIZES: dict[str, Config] = {
+    # The lightweight study's own sizes: 5,717,416 parameters with a 1000-way head, and its wider sibling.
+    "vit_tiny": VitConfig(),
+    "vit_small": VitConfig(width=384),
+    # The same depth and width on small images, for CIFAR- and Tiny-ImageNet-like sets.
+    "vit_tiny_64": VitConfig(patch_size=8, image_size=64),
+    "vit_tiny_32": VitConfig(patch_size=4, image_size=32),
+    # Minutes on a CPU: quick start and tests.
+    "vit_micro": VitConfig(width=96, depth=4, heads=3, patch_size=8, image_size=64),
+    "vit_micro_32": VitConfig(width=96, depth=4, heads=3, patch_size=4, image_size=32),
+    "vit_nano": VitConfig(width=48, depth=2, heads=3, patch_size=8, image_size=32),
+}
+
+EncoderConfig = Annotated[VitConfig, Presets(SIZES)]

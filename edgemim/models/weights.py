@@ -1,0 +1,193 @@
+"""Weights in and out: model folders, timm's names, and a report of every key that did not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from edgemim.errors import UserError
+from edgemim.models.encoder import Encoder
+from edgemim.models.sizes import VitConfig
+
+MODEL_FILE = "model.safetensors"
+FACTS_FILE = "model.json"
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """What became of each key of a loaded state dict; nothing is dropped in silence."""
+
+    used: tuple[str, ...]
+    dropped: tuple[str, ...]
+    new: tuple[str, ...]
+    reshaped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.used)} tensors loaded"]
+        for name in ("dropped", "new", "reshaped"):
+            keys = getattr(self, name)
+            if keys:
+                parts.append(f"{name}: {', '.join(keys[:6])}{f' and {len(keys) - 6} more' if len(keys) > 6 else ''}")
+        return "; ".join(parts)
+
+
+def load_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], *, may_drop: tuple[str, ...] = (), may_miss: tuple[str, ...] = ()
+) -> KeyReport:
+    """Load a state dict into a model; keys outside the allowed prefixes must fit exactly.
+
+    Args:
+        model: receives the weights.
+        weights: state dict.
+        may_drop: prefixes of keys that the model may lack or hold in another shape (a head for other classes).
+        may_miss: prefixes of the model's keys that may stay as they are.
+
+    Raises:
+        UserError: naming the keys that do not fit.
+    """
+    own = model.state_dict()
+    faults, used, dropped = [], {}, []
+    for key, tensor in weights.items():
+        if key in own and own[key].shape == tensor.shape:
+            used[key] = tensor
+        elif key.startswith(may_drop) if may_drop else False:
+            dropped.append(key)
+        elif key in own:
+            faults.append(f"{key} has shape {tuple(tensor.shape)}, the model wants {tuple(own[key].shape)}")
+        else:
+            faults.append(f"{key} is unknown to the model")
+    new = [key for key in own if key not in used]
+    faults += [f"{key} is missing" for key in new if not (may_miss and key.startswith(may_miss))]
+    if faults:
+        more = f" (and {len(faults) - 4} more)" if len(faults) > 4 else ""
+        raise UserError(f"weights do not fit: {'; '.join(faults[:4])}{more}; check that the encoder's size is the same")
+    model.load_state_dict(used, strict=False)
+    return KeyReport(tuple(used), tuple(dropped), tuple(new), ())
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a weights file: safetensors, or a pickle of tensors only (never executed). Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"no weights file at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a readable safetensors file: {error}") from error
+    except Exception as error:  # the unpickler raises many kinds; each means: not a plain file of tensors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is refused: not a file of plain tensors ({reason}); convert it to safetensors") from error
+    return find_tensors(content, path)
+
+
+def find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict inside a loaded checkpoint, also under 'model' or 'state_dict'. Raises UserError."""
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path} holds no state dict; give a file of named tensors")
+    tensors = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no tensors; give a file of named tensors")
+    return tensors
+
+
+def save_model(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write a model folder: `model.safetensors` and `model.json` (kind, configuration, labels, preprocessing)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {
+        MODEL_FILE: save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}),
+        FACTS_FILE: (json.dumps(dict(facts), indent=2) + "\n").encode(),
+    }
+    for name, content in parts.items():
+        temporary = folder / f"{name}.tmp"
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(folder / name)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(
+                f"cannot write {folder / name} ({len(content):,} bytes): {error.strerror}; free space and --resume"
+            ) from error
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """The facts of a run's model folder. Raises UserError if the run has none."""
+    path = run / "model" / FACTS_FILE
+    try:
+        facts = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{run} holds no finished model ({path} is missing); finish the run or name another") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(facts, dict) or "kind" not in facts:
+        raise UserError(f"{path} does not describe a model")
+    return facts
+
+
+def load_encoder(run: Path | str) -> Encoder:
+    """The trained encoder of a pre-training run. Raises UserError if the folder holds none."""
+    run = Path(run)
+    facts = read_facts(run)
+    if facts["kind"] != "encoder":
+        raise UserError(f"{run} holds a {facts['kind']} model, not a pre-trained encoder")
+    encoder = Encoder(VitConfig.model_validate(facts["encoder"]))
+    load_weights(encoder.vit, read_tensors(run / "model" / MODEL_FILE))
+    return encoder.eval()
+
+
+def to_timm(encoder: Encoder, num_classes: int = 0) -> VisionTransformer:
+    """The encoder as a timm `VisionTransformer` that any timm code can use.
+
+    The names are timm's own, so the file loads without this call too:
+    `timm.create_model("vit_tiny_patch16_224", num_heads=12, num_classes=0, checkpoint_path="model.safetensors")`.
+    """
+    model = bare_vit(encoder.config, num_classes=num_classes, global_pool="token")
+    load_weights(model, encoder.vit.state_dict(), may_miss=("head.",))
+    return model
+
+
+def from_timm(model: VisionTransformer) -> Encoder:
+    """An encoder with a timm `VisionTransformer`'s weights; its head is left behind. Raises UserError on a variant
+    that the plain encoder does not cover (no class token, register tokens, other norms)."""
+    patch = model.patch_embed.patch_size[0]
+    config = VitConfig(
+        width=model.embed_dim,
+        depth=len(model.blocks),
+        heads=model.blocks[0].attn.num_heads,  # pyright: ignore[reportAttributeAccessIssue]
+        patch_size=patch,
+        image_size=model.patch_embed.grid_size[0] * patch,
+        mlp_ratio=model.blocks[0].mlp.fc1.out_features / model.embed_dim,  # pyright: ignore[reportAttributeAccessIssue]
+    )
+    encoder = Encoder(config)
+    load_weights(encoder.vit, model.state_dict(), may_drop=("head.", "fc_norm."), may_miss=("norm.",))
+    return encoder
+
+
+def bare_vit(
+    config: VitConfig, *, num_classes: int, global_pool: str = "avg", drop_path: float = 0.0
+) -> VisionTransformer:
+    """A timm `VisionTransformer` of a configuration; with 'avg' pooling it norms after pooling (`fc_norm`), as MAE does."""
+    return VisionTransformer(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.heads,
+        mlp_ratio=config.mlp_ratio,
+        num_classes=num_classes,
+        global_pool=global_pool,  # pyright: ignore[reportArgumentType]
+        drop_path_rate=drop_path,
+    )

@@ -1,0 +1,24 @@
+"""The one interface that the training loop knows: a batch goes in, a loss and metrics come out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Loss of a batch (a scalar that carries the gradient) and detached scalars worth logging."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(nn.Module):
+    """What is trained: methods and tasks are both one. `forward(images, keys, labels) -> StepOutput`."""
+
+    @property
+    def exported(self) -> nn.Module:
+        """The part whose weights leave training."""
+        raise NotImplementedError
