@@ -65,7 +65,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(f"cannot read config {path}: {error.strerror or error}; give the path of a YAML file") from error
+        raise UserError(
+            f"cannot read config {path}: {error.strerror or error}; give the path of a YAML file"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if data is None:
@@ -175,4 +177,3 @@ def _selector_help(presets: Mapping[str, Presets]) -> str:
     lines = ["", "", "--config FILE: read a YAML file first; flags then change single keys."]
     lines += [f"--{name} NAME: one of {', '.join(mark.table)}." for name, mark in presets.items()]
     return "\n".join(lines)
-

@@ -59,7 +59,9 @@ class RunRecord:
         elif isinstance(error, EdgemimError):
             self._write("saved" if error.exit_code == 75 else "failed", error.exit_code, str(error))
         else:
-            self._write("failed", 130 if isinstance(error, KeyboardInterrupt) else 1, f"{type(error).__name__}: {error}")
+            self._write(
+                "failed", 130 if isinstance(error, KeyboardInterrupt) else 1, f"{type(error).__name__}: {error}"
+            )
 
     def _write(self, status: str, exit_code: int | None, error: str | None) -> None:
         now = time.time()
@@ -89,7 +91,9 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free space or choose another --out") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another --out"
+        ) from error
 
 
 def installed_versions() -> dict[str, str]:

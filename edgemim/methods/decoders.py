@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 import pydantic
@@ -29,7 +30,7 @@ class TransformerDecoder(nn.Module):
         self.embed = nn.Linear(in_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Buffer(sincos_positions(width, grid, prefix=1), persistent=False)
-        norm = lambda size: nn.LayerNorm(size, eps=1e-6)  # noqa: E731
+        norm = partial(nn.LayerNorm, eps=1e-6)
         self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth))
         self.norm = norm(width)
         self.head = nn.Linear(width, out)
@@ -60,7 +61,9 @@ class LinearDecoder(nn.Module):
     def forward(self, features: Features, mask: TokenMask) -> Float[Tensor, "b n out"]:
         """Predict every patch. Raises ValueError if patches were dropped: there is nothing to predict them from."""
         if mask.visible.shape[1] != mask.masked.shape[1]:
-            raise ValueError("a linear decoder cannot predict dropped patches; use a transformer decoder or mask ratio 0")
+            raise ValueError(
+                "a linear decoder cannot predict dropped patches; use a transformer decoder or mask ratio 0"
+            )
         return self.head(features.patches(self.tap))
 
 

@@ -51,7 +51,9 @@ class FeatureDistillConfig(Config):
         if teacher is None:
             raise UserError("method feature_distill needs a teacher; give --teacher NAME (such as efficientnet_lite0)")
         if self.mask_ratio == 0 and (self.pixel_weight > 0 or self.feature_score == "masked"):
-            raise UserError("'mask_ratio' 0 hides nothing to predict; set 'pixel_weight' to 0 and 'feature_score' to all")
+            raise UserError(
+                "'mask_ratio' 0 hides nothing to predict; set 'pixel_weight' to 0 and 'feature_score' to all"
+            )
         size = encoder.config
         channels = int(teacher.channels)  # pyright: ignore[reportArgumentType]
         target = FeatureTarget(teacher, channels, normalization, self.standardize)

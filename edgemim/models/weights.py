@@ -86,7 +86,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is not a readable safetensors file: {error}") from error
     except Exception as error:  # the unpickler raises many kinds; each means: not a plain file of tensors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is refused: not a file of plain tensors ({reason}); convert it to safetensors") from error
+        raise UserError(
+            f"{path} is refused: not a file of plain tensors ({reason}); convert it to safetensors"
+        ) from error
     return find_tensors(content, path)
 
 

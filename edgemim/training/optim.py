@@ -1,0 +1,69 @@
+"""AdamW over timm's parameter groups: no decay of vectors, and layer-wise learning rates for fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import Tensor, nn
+
+
+def build_adamw(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    betas: tuple[float, float],
+    layer_decay: float | None = None,
+    no_decay: Sequence[str] = (),
+) -> torch.optim.AdamW:
+    """Fused AdamW whose groups carry `lr_scale`; the loop sets each group's rate to rate * lr_scale.
+
+    Args:
+        model: its trainable parameters are optimised.
+        weight_decay: of matrices; vectors, biases and names in `no_decay` have none.
+        betas: Adam's two momenta.
+        layer_decay: with it, timm's layer groups: a layer's rate is decay ** (layers above it).
+        no_decay: names of parameters that are not decayed.
+    """
+    if layer_decay is None:
+        groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=no_decay)
+    else:
+        groups = param_groups_layer_decay(model, weight_decay, no_weight_decay_list=no_decay, layer_decay=layer_decay)
+    groups = [group for group in groups if group["params"]]
+    for group in groups:
+        group.setdefault("lr_scale", 1.0)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give each group its share of the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Euclidean norm of all gradients, as a scalar on the device (no host synchronisation)."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors, `PARAMETER|MOMENT`, for safetensors."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}|{moment}": value
+        for parameter, state in optimizer.state.items()
+        for moment, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put state saved by `optimizer_tensors` back. Raises KeyError on a name that the model lacks."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, _, moment = key.rpartition("|")
+        parameter = parameters[name]
+        # Fused kernels want the step count on the parameter's device; moments share its dtype.
+        optimizer.state[parameter][moment] = value.to(parameter.device)
