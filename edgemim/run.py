@@ -157,6 +157,11 @@ class FolderLock:
         self._file.close()
 
 
+def default_folder(verb: str, root: Path = RUNS) -> Path:
+    """A fresh folder name for a run without --out."""
+    return root / f"{verb}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
 def runs_newest_first(verb: str, root: Path = RUNS) -> Iterator[Path]:
     """Finished runs of a verb below `root`, newest first."""
     found = []

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from edgemim.methods.masking import RandomMasking
-from edgemim.methods.targets import Normalization, PixelTarget, Target
+from edgemim.methods.targets import PixelTarget, Target
 from edgemim.models.encoder import Encoder, TokenMask
+from edgemim.models.normalization import Normalization
 from edgemim.training.objective import Objective, StepOutput
 
 Score = Literal["masked", "visible", "all"]

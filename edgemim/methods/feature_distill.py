@@ -18,8 +18,9 @@ from edgemim.methods.branches import Branch, LossName, MaskedImageModel, Score
 from edgemim.methods.decoders import DecoderConfig, TransformerDecoderConfig
 from edgemim.methods.mae import pixel_branch
 from edgemim.methods.masking import RandomMasking
-from edgemim.methods.targets import FeatureTarget, Normalization
+from edgemim.methods.targets import FeatureTarget
 from edgemim.models.encoder import Encoder
+from edgemim.models.normalization import Normalization
 
 
 class FeatureDistillConfig(Config):

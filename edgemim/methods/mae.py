@@ -16,8 +16,9 @@ from edgemim.config import Config
 from edgemim.methods.branches import Branch, MaskedImageModel
 from edgemim.methods.decoders import DecoderConfig, TransformerDecoderConfig
 from edgemim.methods.masking import RandomMasking
-from edgemim.methods.targets import Normalization, PixelTarget
+from edgemim.methods.targets import PixelTarget
 from edgemim.models.encoder import Encoder
+from edgemim.models.normalization import Normalization
 
 
 class MaeConfig(Config):

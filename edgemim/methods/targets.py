@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from edgemim.models.encoder import TokenMask, patchify, unpatchify
+from edgemim.models.normalization import Normalization
 
 
 class Target(Protocol):
@@ -21,28 +21,6 @@ class Target(Protocol):
     def __call__(self, images: Float[Tensor, "b 3 h w"], mask: TokenMask) -> Float[Tensor, "b n c"]:
         """The target of every patch, from normalised images."""
         ...
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """Mean and deviation of a channel, on the scale of pixels in [0, 1]; every model input passes through it."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def apply(self, images: Tensor) -> Float[Tensor, "b 3 h w"]:
-        """uint8 [b, 3, h, w] to normalised float32."""
-        mean, std = self._columns(images)
-        return (images.float() / 255 - mean) / std
-
-    def undo(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Normalised images back to [0, 1] (reconstructions may leave that range)."""
-        mean, std = self._columns(images)
-        return images * std + mean
-
-    def _columns(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        column = lambda values: torch.tensor(values, device=images.device).view(1, 3, 1, 1)  # noqa: E731
-        return column(self.mean), column(self.std)
 
 
 @dataclass(frozen=True)

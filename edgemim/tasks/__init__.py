@@ -1,1 +1,52 @@
-"""What fine-tuning optimises."""
+"""What fine-tuning optimises; `load_task` opens any finished fine-tuning run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+
+from edgemim.edge.images import Preprocessing
+from edgemim.errors import UserError
+from edgemim.models.weights import MODEL_FILE, load_weights, read_facts, read_tensors
+from edgemim.run import read_record
+from edgemim.tasks.classification import ClassificationTask, build_model
+from edgemim.tasks.task import LabelledData, Task
+
+__all__ = ["ClassificationTask", "LabelledData", "Task", "load_task"]
+
+
+def load_task(run: Path, *, data: Path | None = None, val: Path | None = None) -> Task:
+    """Open the task of a finished fine-tuning run, with the run's own images or others.
+
+    Where the run's images are gone the task still opens; what needs them then says so.
+
+    Raises:
+        UserError: if the run holds no such model, or its weights do not fit.
+    """
+    facts = read_facts(run)
+    if facts["kind"] != ClassificationTask.task_name:
+        raise UserError(f"{run} holds a {facts['kind']}, not a fine-tuned model; run `edgemim finetune` on it first")
+    try:
+        labels = tuple(facts["labels"])
+        preprocessing = Preprocessing.model_validate(facts["preprocessing"])
+        model = build_model(facts["architecture"], len(labels))
+    except (KeyError, TypeError, RuntimeError, pydantic.ValidationError) as error:
+        raise UserError(f"{run / 'model' / 'model.json'} does not describe a model: {error}") from error
+    load_weights(model, read_tensors(run / "model" / MODEL_FILE))
+    opened = _open_data(run, data, val, labels)
+    return ClassificationTask(model, labels, preprocessing, opened, architecture=facts["architecture"]).eval()
+
+
+def _open_data(run: Path, data: Path | None, val: Path | None, labels: tuple[str, ...]) -> LabelledData | None:
+    config = read_record(run).get("config", {})
+    given = data is not None
+    if data is None and config.get("data"):
+        data = Path(config["data"])
+        val = val or (Path(config["val"]) if config.get("val") else None)
+    if data is None or (not given and not data.is_dir()):
+        return None
+    opened = LabelledData.open(data, val, val_share=config.get("val_share", 0.1), seed=config.get("seed", 0))
+    if opened.train.classes != labels:
+        raise UserError(f"the classes of {data} are not those of the model in {run}; give the folder it was trained on")
+    return opened

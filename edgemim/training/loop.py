@@ -168,12 +168,12 @@ class Trainer:
             final=self.config.min_lr,
         )
         set_learning_rate(self.optimizer, rate)
-        # Whatever draws inside the model (drop-path) depends on seed, step and rank alone: no generator to save.
-        torch.manual_seed(_mix(self.config.seed, step, self.world.rank))
         dtype = self.config.autocast_dtype(self.world.device)
         parts = self.config.accumulate
         losses: dict[str, Tensor] = {}
         for part in range(parts):
+            # What draws inside the model (drop-path, mixup) depends on these numbers alone: no generator to save.
+            torch.manual_seed(_mix(self.config.seed, step, self.world.rank, part))
             batch = meter.wait_for(batches)
             self._count(batch)
             batch = batch.to(self.world.device)

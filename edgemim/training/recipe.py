@@ -11,7 +11,6 @@ import pydantic
 import torch
 
 from edgemim.config import Config
-from edgemim.errors import UserError
 
 
 class TrainingConfig(Config):
@@ -103,20 +102,10 @@ class Plan:
     warmup_steps: int
 
     @staticmethod
-    def of(config: TrainingConfig, images: int, world_size: int) -> Plan:
-        """Plan a training on `images` images. Raises UserError if the batch cannot be shared out or is too large."""
-        parts = world_size * config.accumulate
-        if config.batch_size % parts:
-            raise UserError(
-                f"batch_size {config.batch_size} is not a multiple of processes x accumulate = {parts}; change one of them"
-            )
-        if images < config.batch_size:
-            raise UserError(
-                f"batch_size {config.batch_size} is more than the {images} images; give --batch-size {images}"
-            )
-        per_epoch = images // config.batch_size
-        total = max(1, round(config.epochs * per_epoch))
-        return Plan(per_epoch, total, min(round(config.warmup_epochs * per_epoch), total - 1))
+    def of(config: TrainingConfig, steps_per_epoch: int) -> Plan:
+        """The plan of a configuration for data that fill `steps_per_epoch` batches a pass."""
+        total = max(1, round(config.epochs * steps_per_epoch))
+        return Plan(steps_per_epoch, total, min(round(config.warmup_epochs * steps_per_epoch), total - 1))
 
 
 def changed_settings(before: dict[str, object], now: dict[str, object]) -> list[str]:

@@ -1,0 +1,67 @@
+"""Top-1, top-5 and the confusion matrix of a classifier, counted by torchmetrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from edgemim.data.loader import Batch
+from edgemim.errors import UserError
+from edgemim.tasks.classification import ClassificationTask
+
+
+@dataclass(frozen=True)
+class AccuracyReport:
+    """Figures in percent; `confusion[i, j]` counts images of class i named j."""
+
+    top1: float
+    top5: float
+    images: int
+    per_class: dict[str, float]
+    confusion: np.ndarray
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values for run.json."""
+        return {
+            "top1": self.top1,
+            "top5": self.top5,
+            "images": self.images,
+            "per_class": self.per_class,
+            "skipped": [list(pair) for pair in self.skipped],
+        }
+
+
+@torch.no_grad()
+def evaluate_classifier(task: ClassificationTask, batches: Iterable[Batch], device: torch.device) -> AccuracyReport:
+    """Measure a task on labelled images. Raises UserError if there is none, or the logits are not finite."""
+    classes = len(task.labels)
+    top1 = MulticlassAccuracy(num_classes=classes, average="micro")
+    top5 = MulticlassAccuracy(num_classes=classes, top_k=min(5, classes), average="micro")
+    confusion = MulticlassConfusionMatrix(num_classes=classes)
+    images, skipped = 0, []
+    task.eval()
+    for batch in batches:
+        skipped += batch.skipped
+        if not len(batch.images):
+            continue
+        logits = task.predict(batch.images.to(device)).cpu()
+        if not torch.isfinite(logits).all():
+            raise UserError("the model's outputs are not finite: it diverged, or its weights are damaged")
+        for metric in (top1, top5, confusion):
+            metric.update(logits, batch.labels)
+        images += len(batch.images)
+    if not images:
+        raise UserError("no image could be read to evaluate on; run `edgemim data check` on the folder")
+    matrix = confusion.compute().numpy()
+    counts = matrix.sum(1)
+    per_class = {
+        label: 100 * float(matrix[i, i] / counts[i]) for i, label in enumerate(task.labels) if counts[i] > 0
+    }
+    return AccuracyReport(
+        100 * float(top1.compute()), 100 * float(top5.compute()), images, per_class, matrix, skipped
+    )

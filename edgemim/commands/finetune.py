@@ -1,0 +1,237 @@
+"""`edgemim finetune`: a pre-trained encoder becomes a classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import timm
+import torch
+from torch import nn
+
+from edgemim.analysis.accuracy import AccuracyReport, evaluate_classifier
+from edgemim.data.loader import build_loader, eval_loader, steps_per_epoch
+from edgemim.data.transforms import FinetuneTransform
+from edgemim.edge.images import Preprocessing
+from edgemim.edge.report import plot_confusion, save_figure
+from edgemim.errors import UserError
+from edgemim.models.sizes import EncoderConfig, VitConfig
+from edgemim.models.weights import MODEL_FILE, load_weights, read_facts, read_tensors, save_model
+from edgemim.run import RunRecord, find_run
+from edgemim.tasks.classification import ClassificationTask, MixingConfig, build_model
+from edgemim.tasks.task import LabelledData
+from edgemim.training.distributed import World, open_world
+from edgemim.training.optim import build_adamw
+from edgemim.training.recipe import Plan, TrainingConfig
+from edgemim.training.session import open_run_folder, run_training
+
+
+class FinetuneConfig(TrainingConfig):
+    """Fine-tune on labelled images, with the improved lightweight recipe (arXiv 2205.14443 and its published code).
+
+    Example: edgemim finetune --task classification --init runs/pretrain-... --data photos/ --epochs 100
+    """
+
+    task: Literal["classification"] = "classification"
+    """What is learnt."""
+    data: Path | None = None
+    """Folder with one sub-folder a class, or with train/ and val/ (or test/) of such."""
+    val: Path | None = None
+    """Held-out images in one folder a class; else val/ beside train/, else a share of the data."""
+    val_share: float = pydantic.Field(0.1, gt=0, lt=1)
+    """Share of each class that is held out where there is no val folder."""
+    init: str = "newest"
+    """Where the weights come from: a pre-training run's folder, newest, scratch, or timm:NAME."""
+    weights: Path | None = None
+    """Weights file for timm:NAME, instead of timm's download."""
+    encoder: EncoderConfig = VitConfig()
+    """The network, for --init scratch (a run brings its own)."""
+    transform: FinetuneTransform = FinetuneTransform()
+    """Augmentation."""
+    mixing: MixingConfig = MixingConfig()
+    """mixup, CutMix and label smoothing."""
+    crop_pct: float = pydantic.Field(0.875, gt=0, le=1)
+    """Part of the short side that the evaluation crop keeps."""
+    layer_decay: float = pydantic.Field(0.85, gt=0, le=1)
+    """A layer's learning rate over that of the layer above it (0.85 for MAE, 0.75 for MoCo-v3)."""
+    drop_path: float = pydantic.Field(0.0, ge=0, lt=1)
+    """Largest rate of stochastic depth."""
+    evaluate_every: float = 10.0
+    """Epochs between two evaluations; 0 evaluates at the end alone."""
+    epochs: float = 300.0
+    """Passes over the images."""
+    warmup_epochs: float = 5.0
+    """Epochs of linear warm-up from 0."""
+    base_lr: float = pydantic.Field(1e-3, gt=0)
+    """Peak learning rate for a batch of 256; scaled linearly with the batch size."""
+    min_lr: float = pydantic.Field(1e-6, ge=0)
+    """Learning rate at the end of the cosine."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's momenta."""
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Fine-tune a classifier; writes a run folder and returns what stands in its run.json under 'results'.
+
+    Raises:
+        UserError: bad configuration, data or initial weights.
+        SavedOnSignal, Interrupted: after a save on SIGTERM, SIGUSR1 or Ctrl-C.
+    """
+    if config.data is None:
+        raise UserError("give --data DIR, a folder with one sub-folder a class")
+    with open_world(config.device) as world:
+        data = LabelledData.open(config.data, config.val, val_share=config.val_share, seed=config.seed)
+        plan = Plan.of(config, steps_per_epoch(len(data.train), config.batch_size))
+        torch.manual_seed(config.seed)
+        task, note = build(config, data)
+        out, lock = open_run_folder("finetune", config, world)
+        try:
+            with RunRecord("finetune", out, config, enabled=world.is_main) as record:
+                record.results["init"] = note
+                if world.is_main:
+                    print(note)
+                _train(config, task, plan, world, record)
+        finally:
+            if lock is not None:
+                lock.release()
+    if world.is_main:
+        print(f"top-1 {record.results['top1']:.2f} % on {record.results['evaluated_images']} held-out images")
+        print(f"classifier in {out}/model; next: edgemim export {out} --onnx --int8")
+    return record.results
+
+
+def build(config: FinetuneConfig, data: LabelledData) -> tuple[ClassificationTask, str]:
+    """The task with its initial weights, and a sentence on where they came from. Raises UserError."""
+    if config.init.startswith("timm:"):
+        model, architecture, statistics, note = _from_timm(config, len(data.train.classes))
+    elif config.init == "scratch":
+        architecture = {"vit": config.encoder.model_dump(mode="json")}
+        model = build_model(architecture, len(data.train.classes), drop_path=config.drop_path)
+        statistics, note = {}, "weights: from scratch"
+    else:
+        run = find_run(None if config.init == "newest" else Path(config.init), "pretrain")
+        model, architecture, statistics, note = _from_run(config, run, len(data.train.classes))
+    size = _input_size(model, architecture)
+    preprocessing = Preprocessing(image_size=size, crop_pct=config.crop_pct, **statistics)
+    task = ClassificationTask(
+        model, data.train.classes, preprocessing, data, architecture=architecture, mixing=config.mixing
+    )
+    return task, note
+
+
+Built = tuple[nn.Module, dict[str, Any], dict[str, Any], str]
+"""Model, architecture record, input statistics, a sentence on the weights."""
+
+
+def _from_run(config: FinetuneConfig, run: Path, classes: int) -> Built:
+    facts = read_facts(run)
+    if facts["kind"] != "encoder":
+        raise UserError(f"{run} holds a {facts['kind']}, not a pre-trained encoder; give a pre-training run")
+    architecture = {"vit": facts["encoder"]}
+    model = build_model(architecture, classes, drop_path=config.drop_path)
+    # As in MAE: the pre-training norm is left behind, pooled features get a new one.
+    weights = read_tensors(run / "model" / MODEL_FILE)
+    report = load_weights(model, weights, may_drop=("norm.",), may_miss=("fc_norm.", "head."))
+    statistics = {key: facts["preprocessing"][key] for key in ("mean", "std")}
+    return model, architecture, statistics, f"weights: {run} ({report})"
+
+
+def _from_timm(config: FinetuneConfig, classes: int) -> Built:
+    name = config.init.removeprefix("timm:")
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:3]
+        hint = f"; close: {', '.join(close)}" if close else ""
+        raise UserError(f"timm knows no model '{name}'{hint}")
+    try:
+        options = {"num_classes": classes, "drop_path_rate": config.drop_path or None}
+        model = timm.create_model(name, pretrained=config.weights is None, **options)
+    except Exception as error:  # a hub's many ways to fail, all with one remedy
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cannot get the weights of {name} ({reason}); give --weights FILE") from error
+    note = f"weights: timm {name}, downloaded by timm"
+    if config.weights is not None:
+        head = tuple(f"{key}." for key in _names(model.default_cfg.get("classifier")))
+        report = load_weights(model, read_tensors(config.weights), may_drop=head, may_miss=head)
+        note = f"weights: {config.weights} ({report})"
+    statistics = {"mean": model.default_cfg["mean"], "std": model.default_cfg["std"]}
+    return model, {"timm": name}, statistics, note
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _input_size(model: nn.Module, architecture: dict[str, Any]) -> int:
+    if "vit" in architecture:
+        return VitConfig.model_validate(architecture["vit"]).image_size
+    return model.default_cfg["input_size"][-1]  # pyright: ignore[reportIndexIssue, reportArgumentType, reportCallIssue]
+
+
+def _train(config: FinetuneConfig, task: ClassificationTask, plan: Plan, world: World, record: RunRecord) -> None:
+    task.to(world.device)
+    assert task.data is not None
+    data = task.data
+    transform = config.transform.model_copy(update={"image_size": task.preprocessing.image_size}).build()
+    no_decay = getattr(task.model, "no_weight_decay", set)()
+    optimizer = build_adamw(
+        task.model,
+        weight_decay=config.weight_decay,
+        betas=config.betas,
+        layer_decay=config.layer_decay,
+        no_decay=tuple(no_decay),
+    )
+    workers = config.reader_processes(world.size)
+
+    def batches(start: int) -> Any:
+        return build_loader(
+            data.train,
+            transform,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start,
+            total_steps=plan.total_steps,
+            rank=world.rank,
+            world=world.size,
+            accumulate=config.accumulate,
+            workers=workers,
+            pin_memory=world.device.type == "cuda",
+        )
+
+    def evaluate() -> AccuracyReport:
+        loader = eval_loader(data.val, task.preprocessing, batch_size=64, workers=workers)
+        return evaluate_classifier(task, loader, world.device)
+
+    def after_epoch(epoch: int, step: int) -> dict[str, float]:
+        every = max(1, round(config.evaluate_every))
+        if config.evaluate_every <= 0 or epoch % every or step == plan.total_steps:
+            return {}
+        report = evaluate()
+        return {"val_top1": report.top1, "val_top5": report.top5}
+
+    trainer, _ = run_training(
+        task,
+        optimizer,
+        config,
+        plan,
+        world,
+        record,
+        batches=batches,
+        data_fingerprint=data.train.fingerprint,
+        hooks=[after_epoch],
+    )
+    if world.is_main:
+        task.model.load_state_dict(trainer.exported_state())
+        report = evaluate()
+        write_accuracy(record, report, task.labels)
+        record.results["held_out"] = data.held_out
+        save_model(record.folder / "model", task.model.state_dict(), task.facts())
+
+
+def write_accuracy(record: RunRecord, report: AccuracyReport, labels: tuple[str, ...]) -> None:
+    """Put a report's figures into the record and its confusion matrix into a picture."""
+    figures = report.as_dict()
+    record.results["evaluated_images"] = figures.pop("images")
+    record.results.update(figures)
+    record.results["confusion"] = report.confusion.tolist()
+    save_figure(plot_confusion(report.confusion, labels), record.folder / "pictures" / "confusion.png")

@@ -1,0 +1,247 @@
+"""`edgemim pretrain`: an encoder from unlabelled images, by masked image modeling and distillation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from edgemim.analysis.knn import extract_features, knn_accuracy
+from edgemim.data.folders import ImageFolder, find_splits, scan_folder
+from edgemim.data.loader import build_loader, eval_loader, steps_per_epoch
+from edgemim.data.transforms import PretrainTransform
+from edgemim.edge.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from edgemim.errors import UserError
+from edgemim.methods import MaeConfig, MethodConfig
+from edgemim.methods.branches import MaskedImageModel
+from edgemim.models.encoder import Encoder
+from edgemim.models.normalization import Normalization
+from edgemim.models.sizes import EncoderConfig, VitConfig
+from edgemim.models.weights import save_model
+from edgemim.run import RunRecord
+from edgemim.tasks.task import spread_over_classes, stratified_split
+from edgemim.teachers import TeacherConfig
+from edgemim.training.distributed import World, open_world
+from edgemim.training.optim import build_adamw
+from edgemim.training.recipe import Plan, TrainingConfig
+from edgemim.training.session import open_run_folder, run_training
+
+_KNN_BANK, _KNN_QUERIES = 4000, 1000
+_PICTURES = 8
+
+
+class PretrainConfig(TrainingConfig):
+    """Pre-train an encoder on a folder of images; labels are not needed.
+
+    Example: edgemim pretrain --data photos/ --encoder vit_tiny --teacher efficientnet_lite0 --method feature_distill
+    """
+
+    data: Path | None = None
+    """Folder of images, nested or flat. If it holds train/ and val/, only train/ is trained on."""
+    method: MethodConfig = MaeConfig()
+    """What is optimised."""
+    encoder: EncoderConfig = VitConfig()
+    """The network that is trained."""
+    teacher: TeacherConfig | None = None
+    """The frozen model that features are distilled from, for methods that have one."""
+    transform: PretrainTransform = PretrainTransform()
+    """Augmentation."""
+    epochs: float = 400.0
+    """Passes over the images (the lightweight study pre-trains for 400)."""
+    warmup_epochs: float = 40.0
+    """Epochs of linear warm-up from 0."""
+    picture_every: float = 10.0
+    """Epochs between two reconstruction pictures; 0 makes none."""
+    knn_every: float = 10.0
+    """Epochs between two k-NN figures where the folder has classes; 0 makes none."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of the channels that the input is normalised with, on the scale of [0, 1]."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Deviation of the channels that the input is normalised with."""
+
+
+def pretrain(config: PretrainConfig) -> dict[str, Any]:
+    """Pre-train an encoder; writes a run folder and returns what stands in its run.json under 'results'.
+
+    Raises:
+        UserError: bad configuration or data.
+        SavedOnSignal, Interrupted: after a save on SIGTERM, SIGUSR1 or Ctrl-C.
+    """
+    if config.data is None:
+        raise UserError("give --data DIR, a folder of images")
+    with open_world(config.device) as world:
+        splits = find_splits(config.data)
+        folder = scan_folder(splits.get("train", config.data), progress=world.is_main)
+        torch.manual_seed(config.seed)
+        model = build(config)
+        plan = Plan.of(config, steps_per_epoch(len(folder), config.batch_size))
+        out, lock = open_run_folder("pretrain", config, world)
+        try:
+            with RunRecord("pretrain", out, config, enabled=world.is_main) as record:
+                _train(config, model, folder, splits.get("val"), plan, world, record)
+        finally:
+            if lock is not None:
+                lock.release()
+    if world.is_main:
+        print(f"pre-trained encoder in {out}/model; next: edgemim finetune --init {out} --data DIR")
+    return record.results
+
+
+def build(config: PretrainConfig) -> MaskedImageModel:
+    """The masked image model that a configuration describes, freshly initialised from torch's generator."""
+    encoder = Encoder(config.encoder)
+    teacher = None
+    if config.teacher is not None:
+        if config.method.name == "mae":
+            raise UserError("method mae has no teacher; leave --teacher out, or give --method feature_distill")
+        teacher = config.teacher.build(config.encoder.image_size, config.encoder.grid)
+    return config.method.build(encoder, Normalization(config.mean, config.std), teacher)
+
+
+def _train(
+    config: PretrainConfig,
+    model: MaskedImageModel,
+    folder: ImageFolder,
+    val: Path | None,
+    plan: Plan,
+    world: World,
+    record: RunRecord,
+) -> None:
+    model.to(world.device)
+    for branch in model.branches:
+        teacher = getattr(branch.target, "teacher", None)
+        if teacher is not None:
+            teacher.to(world.device)
+    transform = config.transform.model_copy(update={"image_size": config.encoder.image_size}).build()
+    optimizer = build_adamw(model, weight_decay=config.weight_decay, betas=config.betas)
+    workers = config.reader_processes(world.size)
+
+    def batches(start: int) -> Any:
+        return build_loader(
+            folder,
+            transform,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start,
+            total_steps=plan.total_steps,
+            rank=world.rank,
+            world=world.size,
+            accumulate=config.accumulate,
+            workers=workers,
+            pin_memory=world.device.type == "cuda",
+        )
+
+    watch = _Watch(config, model, folder, val, plan, world, record)
+    trainer, _ = run_training(
+        model,
+        optimizer,
+        config,
+        plan,
+        world,
+        record,
+        batches=batches,
+        data_fingerprint=folder.fingerprint,
+        hooks=[watch.after_epoch],
+    )
+    if world.is_main:
+        facts = {
+            "kind": "encoder",
+            "encoder": config.encoder.model_dump(mode="json"),
+            "method": config.method.model_dump(mode="json"),
+            "preprocessing": watch.preprocessing.model_dump(mode="json"),
+        }
+        save_model(record.folder / "model", trainer.exported_state(), facts)
+
+
+class _Watch:
+    """Looks at the model between epochs: reconstructions of fixed images, and k-NN where there are labels."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        model: MaskedImageModel,
+        folder: ImageFolder,
+        val: Path | None,
+        plan: Plan,
+        world: World,
+        record: RunRecord,
+    ) -> None:
+        self.config, self.model, self.plan, self.world, self.record = config, model, plan, world, record
+        self.preprocessing = Preprocessing(
+            image_size=config.encoder.image_size, crop_pct=1.0, mean=config.mean, std=config.std
+        )
+        self._folder = folder
+        self._bank, self._queries = _knn_parts(folder, val, config.seed) if world.is_main else (None, None)
+
+    def after_epoch(self, epoch: int, step: int) -> dict[str, float]:
+        """Hook of the loop: what is due after this epoch, and always after the last."""
+        last = step == self.plan.total_steps
+        if _due(epoch, self.config.picture_every, last):
+            self._paint(step)
+        if self._bank is not None and _due(epoch, self.config.knn_every, last):
+            accuracy = self._knn()
+            self.record.results["knn_top1"] = accuracy
+            return {"knn_top1": accuracy}
+        return {}
+
+    def _paint(self, step: int) -> None:
+        chosen = np.linspace(0, len(self._folder) - 1, min(_PICTURES, len(self._folder))).astype(int)
+        loader = eval_loader(self._folder, self.preprocessing, batch_size=_PICTURES, indices=np.unique(chosen))
+        batch = next(iter(loader)).to(self.world.device)
+        painted = self.model.reconstruct(batch.images, batch.keys)
+        if painted is None:
+            return
+        rows = [image.cpu() for image in (*painted, batch.images.float() / 255)]
+        path = self.record.folder / "pictures" / f"reconstruction-{step:09d}.png"
+        path.parent.mkdir(exist_ok=True)
+        _save_grid(rows, path)
+
+    def _knn(self) -> float:
+        assert self._bank is not None
+        assert self._queries is not None
+
+        def encode(images: torch.Tensor) -> torch.Tensor:
+            features = self.model.encoder(self.model.normalization.apply(images))
+            return features.patches(self.config.encoder.depth).mean(1)
+
+        found = [
+            extract_features(encode, eval_loader(part, self.preprocessing, batch_size=64), self.world.device)
+            for part in (self._bank, self._queries)
+        ]
+        return knn_accuracy(*found[0], *found[1])
+
+
+def _due(epoch: int, every: float, last: bool) -> bool:
+    return every > 0 and (last or epoch % max(1, round(every)) == 0)
+
+
+def _knn_parts(folder: ImageFolder, val: Path | None, seed: int) -> tuple[ImageFolder | None, ImageFolder | None]:
+    """A labelled bank and labelled queries: the val folder's where there is one, else a tenth of the images."""
+    if not folder.classes:
+        return None, None
+    if val is not None:
+        bank, queries = folder, scan_folder(val).with_classes(folder.classes)
+    else:
+        kept, held = stratified_split(folder.labels, 0.1, seed)
+        bank, queries = folder.select(kept), folder.select(held)
+    if not len(queries):
+        return None, None
+    return (
+        bank.select(spread_over_classes(bank.labels, _KNN_BANK)),
+        queries.select(spread_over_classes(queries.labels, _KNN_QUERIES)),
+    )
+
+
+def _save_grid(rows: list[torch.Tensor], path: Path) -> None:
+    """Rows of images in [0, 1], each [b, 3, h, w], as one PNG with two pixels between; small images are enlarged."""
+    scale = max(1, 128 // rows[0].shape[-1])
+    lines = []
+    for images in rows:
+        big = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+        padded = torch.nn.functional.pad(big, (1, 1, 1, 1), value=1.0)
+        lines.append(torch.cat(list(padded), dim=2))
+    picture = (torch.cat(lines, dim=1).permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8)
+    Image.fromarray(picture.numpy()).save(path)

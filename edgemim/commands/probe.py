@@ -1,0 +1,93 @@
+"""`edgemim probe`: what a frozen encoder's features are worth, by k-nearest neighbours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+import torch
+import tyro
+
+from edgemim.analysis.knn import extract_features, knn_accuracy
+from edgemim.config import Config
+from edgemim.data.loader import eval_loader
+from edgemim.edge.images import Preprocessing
+from edgemim.errors import UserError
+from edgemim.models.normalization import Normalization
+from edgemim.models.weights import load_encoder, read_facts
+from edgemim.run import RunRecord, find_run
+from edgemim.tasks.task import LabelledData
+from edgemim.training.distributed import pick_device
+
+
+class ProbeConfig(Config):
+    """k-NN accuracy of the mean-pooled patch tokens of a pre-trained encoder, at any block."""
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder of a pre-training run; default the newest."""
+    data: Path | None = None
+    """Folder with one sub-folder a class, or with train/ and val/ (or test/) of such."""
+    val: Path | None = None
+    """Images that are classified; else val/ beside train/, else a share of the data."""
+    val_share: float = pydantic.Field(0.2, gt=0, lt=1)
+    """Share of each class that is classified where there is no val folder."""
+    blocks: tuple[int, ...] = ()
+    """Blocks to probe, 1 is the first; default the last."""
+    k: int = pydantic.Field(20, ge=1)
+    """Neighbours that vote."""
+    temperature: float = pydantic.Field(0.07, gt=0)
+    """Temperature of the votes."""
+    out: Path | None = None
+    """Where run.json goes; default RUN/probe."""
+    batch_size: int = pydantic.Field(64, ge=1)
+    """Images at once."""
+    workers: int = pydantic.Field(0, ge=0)
+    """Processes that read images."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    seed: int = pydantic.Field(0, ge=0)
+    """Seed of the held-out share."""
+
+
+def probe(config: ProbeConfig) -> dict[str, Any]:
+    """Probe a run; returns what stands in run.json under 'results'. Raises UserError."""
+    run = find_run(config.run, "pretrain")
+    if config.data is None:
+        raise UserError("give --data DIR, a folder with one sub-folder a class")
+    device = pick_device(config.device)
+    encoder = load_encoder(run).to(device)
+    preprocessing = Preprocessing.model_validate(read_facts(run)["preprocessing"])
+    normalization = Normalization(preprocessing.mean, preprocessing.std)
+    depth = encoder.config.depth
+    blocks = config.blocks or (depth,)
+    if not all(1 <= block <= depth for block in blocks):
+        raise UserError(f"'blocks' {blocks} are not all between 1 and {depth}, the encoder's depth")
+    data = LabelledData.open(config.data, config.val, val_share=config.val_share, seed=config.seed)
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        features = encoder(normalization.apply(images), taps=blocks)
+        return torch.stack([features.patches(block).mean(1) for block in blocks], dim=1)
+
+    with RunRecord("probe", config.out or run / "probe", config) as record:
+        found = []
+        for folder in (data.train, data.val):
+            loader = eval_loader(folder, preprocessing, batch_size=config.batch_size, workers=config.workers)
+            found.append(extract_features(encode, loader, device))
+        (bank, bank_labels), (queries, query_labels) = found
+        for i, block in enumerate(blocks):
+            accuracy = _accuracy(bank[:, i], bank_labels, queries[:, i], query_labels, config)
+            record.results[f"knn_top1_block{block}"] = accuracy
+            print(f"block {block}: k-NN top-1 {accuracy:.2f} % ({len(bank)} labelled, {len(queries)} classified)")
+        record.results.update(run=str(run), bank=len(bank), queries=len(queries), held_out=data.held_out)
+    print(f"next: edgemim finetune --init {run} --data {config.data}")
+    return record.results
+
+
+def _accuracy(
+    bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor, wanted: torch.Tensor, config: ProbeConfig
+) -> float:
+    try:
+        return knn_accuracy(bank, labels, queries, wanted, k=config.k, temperature=config.temperature)
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,102 @@
+"""Image classification: mean-pooled patch tokens, a new LayerNorm and a linear layer.
+
+The fine-tuning form of MAE (arXiv 2111.06377, appendix A) and of the lightweight study (arXiv 2205.14443). Loss: cross
+entropy against labels that mixup or CutMix may have blended.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.data.mixup import Mixup
+from torch import Tensor, nn
+
+from edgemim.config import Config
+from edgemim.data.transforms import seeded_globals
+from edgemim.edge.images import Preprocessing
+from edgemim.models.sizes import VitConfig
+from edgemim.models.weights import bare_vit
+from edgemim.tasks.task import LabelledData, Task
+from edgemim.training.objective import StepOutput
+
+
+class MixingConfig(Config):
+    """How images and labels of a batch are blended (timm's Mixup)."""
+
+    mixup: float = 0.2
+    """Alpha of mixup; 0 is off. The improved lightweight recipe has 0.2."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 is off."""
+    smoothing: float = 0.0
+    """Label smoothing."""
+
+
+class ClassificationTask(Task):
+    """A timm model that names the class of an image."""
+
+    task_name = "classification"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: tuple[str, ...],
+        preprocessing: Preprocessing,
+        data: LabelledData | None,
+        *,
+        architecture: dict[str, Any],
+        mixing: MixingConfig | None = None,
+    ) -> None:
+        super().__init__(model, labels, preprocessing, data)
+        self.architecture = architecture
+        self.mixing = mixing or MixingConfig(mixup=0.0)
+
+    def facts(self) -> dict[str, Any]:
+        """Kind, architecture, labels and preprocessing."""
+        return {
+            "kind": self.task_name,
+            "architecture": self.architecture,
+            "labels": list(self.labels),
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
+        }
+
+    def forward(self, images: Tensor, keys: Tensor, labels: Tensor) -> StepOutput:
+        """Cross entropy of uint8 images [b, 3, s, s] with int64 labels [b]."""
+        x = self.normalization.apply(images)
+        x, soft = self._mix(x, labels)
+        logits = self.model(x).float()
+        loss = F.cross_entropy(logits, soft, label_smoothing=0.0 if self._mixes else self.mixing.smoothing)
+        return StepOutput(loss, {"train_top1": (logits.argmax(1) == labels).float().mean().detach()})
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Float[Tensor, "b classes"]:
+        """Logits of uint8 images [b, 3, s, s]."""
+        return self.model(self.normalization.apply(images)).float()
+
+    @property
+    def _mixes(self) -> bool:
+        return self.mixing.mixup > 0 or self.mixing.cutmix > 0
+
+    def _mix(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if not (self.training and self._mixes) or len(x) % 2:
+            return x, labels
+        mixup = Mixup(
+            mixup_alpha=self.mixing.mixup,
+            cutmix_alpha=self.mixing.cutmix,
+            label_smoothing=self.mixing.smoothing,
+            num_classes=len(self.labels),
+        )
+        # The loop seeds torch by (seed, step, rank, part): a number known on the host, so nothing waits for the device.
+        with seeded_globals(torch.initial_seed()):
+            mixed, soft = mixup(x, labels)
+        return mixed, soft
+
+
+def build_model(architecture: dict[str, Any], num_classes: int, *, drop_path: float = 0.0) -> nn.Module:
+    """The network that an architecture record names: `{"timm": NAME}` or `{"vit": {...}}`."""
+    if "timm" in architecture:
+        return timm.create_model(architecture["timm"], num_classes=num_classes, drop_path_rate=drop_path or None)
+    return bare_vit(VitConfig.model_validate(architecture["vit"]), num_classes=num_classes, drop_path=drop_path)

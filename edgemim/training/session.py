@@ -1,0 +1,96 @@
+"""What every training verb does around its loop: folder, lock, resume, record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgemim.errors import UserError
+from edgemim.run import FolderLock, RunRecord, default_folder, prepare_folder
+from edgemim.training.distributed import World, restarted_by_agent
+from edgemim.training.loop import BatchLike, EpochHook, Outcome, Trainer
+from edgemim.training.objective import Objective
+from edgemim.training.recipe import Plan, TrainingConfig
+
+
+def open_run_folder(verb: str, config: TrainingConfig, world: World) -> tuple[Path, FolderLock | None]:
+    """The run's folder, locked and checked before the first step; a restart by torchrun's agent resumes by itself.
+
+    Raises:
+        UserError: if another run holds the folder, it is not empty, or it cannot be written.
+    """
+    if config.out is None and world.size > 1:
+        raise UserError("give --out FOLDER when several processes train together")
+    folder = config.out or default_folder(verb)
+    lock = None
+    if world.is_main:
+        # Checked before the lock makes the folder, so that a refused path leaves nothing behind.
+        if folder.is_file():
+            raise UserError(f"{folder} is a file; give --out a folder")
+        lock = FolderLock(folder)
+        prepare_folder(folder, overwrite=config.overwrite and not restarted_by_agent(), resume=resumes(config))
+    world.barrier()
+    return folder, lock
+
+
+def resumes(config: TrainingConfig) -> bool:
+    """Whether the run goes on from a checkpoint."""
+    return config.resume or restarted_by_agent()
+
+
+def run_training(
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    config: TrainingConfig,
+    plan: Plan,
+    world: World,
+    record: RunRecord,
+    *,
+    batches: Callable[[int], Iterable[BatchLike]],
+    data_fingerprint: str,
+    hooks: Sequence[EpochHook] = (),
+) -> tuple[Trainer, Outcome]:
+    """Resume if asked, train to the end of the plan, and put the figures into the record whatever happens.
+
+    Args:
+        batches: from a start step to the batches of the rest of the run.
+        data_fingerprint: names the list of images; a resumed run must see the same.
+    """
+    trainer = Trainer(
+        objective,
+        optimizer,
+        config,
+        plan,
+        world,
+        record.folder,
+        data_fingerprint=data_fingerprint,
+        label=record.verb,
+        hooks=hooks,
+    )
+    start = trainer.restore() if resumes(config) else 0
+    if start and world.is_main:
+        print(f"resuming at step {start} of {plan.total_steps}")
+    record.results["parameters"] = sum(p.numel() for p in objective.exported.parameters())
+    try:
+        outcome = trainer.run(batches(start), start)
+    finally:
+        record.results["images"] = image_counts(trainer)
+    record.results.update(
+        steps=outcome.steps,
+        train_seconds=round(outcome.seconds, 2),
+        images_per_s=round(outcome.images_per_s, 1),
+        data_wait=round(outcome.data_wait, 4),
+        nonfinite_steps=outcome.tally.nonfinite_steps,
+        last_metrics=outcome.last_metrics,
+    )
+    return trainer, outcome
+
+
+def image_counts(trainer: Trainer) -> dict[str, Any]:
+    """How many images were drawn and which could not be read, for run.json."""
+    tally = trainer.tally
+    files = [{"path": path, "reason": reason} for path, reason in tally.reasons.items()]
+    return {"drawn": tally.seen, "unreadable_draws": tally.unreadable, "unreadable_files": files}
