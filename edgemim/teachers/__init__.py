@@ -1,1 +1,38 @@
-"""Frozen models that give targets."""
+"""Frozen models that give targets. The union below is the registry: to add a kind, write one file and name it here."""
+
+from typing import Annotated
+
+import pydantic
+
+from edgemim.config import Presets
+from edgemim.teachers.checkpoint import CheckpointTeacher
+from edgemim.teachers.efficientnet_lite import EfficientNetLiteTeacher
+from edgemim.teachers.teacher import Teacher
+from edgemim.teachers.timm_model import TimmTeacher, is_timm_name
+
+
+class TeacherPresets(Presets):
+    """Presets in which every timm name stands for that model with its pretrained weights."""
+
+    def pick(self, value: object) -> object:
+        """Replace a preset's or a timm model's name by its config. Raises ValueError on an unknown name."""
+        if isinstance(value, str) and value not in self.table and is_timm_name(value):
+            return TimmTeacher(model=value)
+        return super().pick(value)
+
+
+TeacherConfig = Annotated[
+    TimmTeacher | CheckpointTeacher | EfficientNetLiteTeacher,
+    pydantic.Field(discriminator="name"),
+    TeacherPresets(
+        {
+            "efficientnet_lite0": EfficientNetLiteTeacher(),
+            "efficientnet_lite1": EfficientNetLiteTeacher(variant="lite1"),
+            "efficientnet_lite2": EfficientNetLiteTeacher(variant="lite2"),
+            "timm": TimmTeacher(),
+            "checkpoint": CheckpointTeacher(),
+        }
+    ),
+]
+
+__all__ = ["CheckpointTeacher", "EfficientNetLiteTeacher", "Teacher", "TeacherConfig", "TimmTeacher"]
