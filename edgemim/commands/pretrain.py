@@ -76,7 +76,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         splits = find_splits(config.data)
         folder = scan_folder(splits.get("train", config.data), progress=world.is_main)
         torch.manual_seed(config.seed)
-        model = build(config)
+        model = build(config, world.device)
         plan = Plan.of(config, steps_per_epoch(len(folder), config.batch_size))
         out, lock = open_run_folder("pretrain", config, world)
         try:
@@ -90,15 +90,18 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     return record.results
 
 
-def build(config: PretrainConfig) -> MaskedImageModel:
-    """The masked image model that a configuration describes, freshly initialised from torch's generator."""
+def build(config: PretrainConfig, device: torch.device) -> MaskedImageModel:
+    """The masked image model that a configuration describes, freshly initialised from torch's generator.
+
+    The teacher is moved apart: it is no part of the model's module tree, so that no checkpoint ever holds it.
+    """
     encoder = Encoder(config.encoder)
     teacher = None
     if config.teacher is not None:
         if config.method.name == "mae":
             raise UserError("method mae has no teacher; leave --teacher out, or give --method feature_distill")
-        teacher = config.teacher.build(config.encoder.image_size, config.encoder.grid)
-    return config.method.build(encoder, Normalization(config.mean, config.std), teacher)
+        teacher = config.teacher.build(config.encoder.image_size, config.encoder.grid).to(device)
+    return config.method.build(encoder, Normalization(config.mean, config.std), teacher).to(device)
 
 
 def _train(
@@ -110,11 +113,6 @@ def _train(
     world: World,
     record: RunRecord,
 ) -> None:
-    model.to(world.device)
-    for branch in model.branches:
-        teacher = getattr(branch.target, "teacher", None)
-        if teacher is not None:
-            teacher.to(world.device)
     transform = config.transform.model_copy(update={"image_size": config.encoder.image_size}).build()
     optimizer = build_adamw(model, weight_decay=config.weight_decay, betas=config.betas)
     workers = config.reader_processes(world.size)

@@ -136,14 +136,14 @@ class Trainer:
     def _loop(
         self, batches: Iterator[BatchLike], start: int, log: MetricsLog, progress: ProgressLine, stop: StopSignal
     ) -> Outcome:
-        model = self._wrap()
+        model = self.wrap()
         meter = Meter(self.world.device)
         last_saved, saved_at = start, time.monotonic()
         figures: dict[str, float] = {}
         checkpoint_steps = max(1, round(self.config.checkpoint_epochs * self.plan.steps_per_epoch))
         model.train()
         for step in range(start, self.plan.total_steps):
-            self._step(model, batches, step, meter)
+            self.step(model, batches, step, meter)
             done = step + 1
             if done % self.config.log_every == 0 or done == self.plan.total_steps:
                 figures = self._report(meter, done, log, progress)
@@ -159,7 +159,8 @@ class Trainer:
                 model.train()
         return self._outcome(meter, figures)
 
-    def _step(self, model: nn.Module, batches: Iterator[BatchLike], step: int, meter: Meter) -> None:
+    def step(self, model: nn.Module, batches: Iterator[BatchLike], step: int, meter: Meter) -> None:
+        """One optimizer step, number `step` of the run; figures stay on the device, in the meter."""
         rate = warmup_cosine(
             step,
             total_steps=self.plan.total_steps,
@@ -283,7 +284,8 @@ class Trainer:
                     log.write(done, figures)
         self.world.barrier()
 
-    def _wrap(self) -> nn.Module:
+    def wrap(self) -> nn.Module:
+        """The objective as it is called: compiled if asked, and in DDP's care where there are several processes."""
         model: nn.Module = self.objective
         if self.config.compile:
             model = torch.compile(model)  # pyright: ignore[reportAssignmentType]
