@@ -142,9 +142,9 @@ class Preprocessing(Config):
     def resize_crop(self, image: np.ndarray) -> np.ndarray:
         """uint8 [h, w, 3] -> uint8 [image_size, image_size, 3].
 
-        The same pixels as resizing the short side to round(image_size / crop_pct) and cropping the centre, as
-        torchvision counts them, up to one level of rounding; only the crop is computed, so that a picture of
-        1×100,000 pixels costs no more memory than another.
+        The pixels of resizing the short side to round(image_size / crop_pct) and cropping the centre, as torchvision
+        counts them, up to rounding; only the crop is computed, so that a picture of 1×100,000 pixels costs no more
+        memory than another.
         """
         height, width = image.shape[:2]
         short = round(self.image_size / self.crop_pct)

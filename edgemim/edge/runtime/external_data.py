@@ -38,14 +38,13 @@ def check_external_data(artifact: Artifact, entry: ModelFile) -> None:
 
 def external_files(path: Path) -> set[str]:
     """The locations of external data in an ONNX file, as written there. Raises ModelRefused if it is no ONNX file."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        view = memoryview(content)
-        try:
-            return set(_locations(view, "model", 0))
-        except (IndexError, ValueError) as error:
-            raise ModelRefused(f"{path} is not a readable ONNX file ({error}); export it again") from error
-        finally:
-            view.release()
+    try:
+        with open(path, "rb") as file:
+            # Not closed by hand: the slices in an error's traceback still point into it.
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return set(_locations(memoryview(content), "model", 0))
+    except (IndexError, ValueError) as error:
+        raise ModelRefused(f"{path} is not a readable ONNX file ({error}); export it again") from error
 
 
 def _locations(view: memoryview, message: str, depth: int) -> Iterator[str]:
