@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pydantic
 import tyro
@@ -88,10 +88,13 @@ def from_mapping(data: Mapping[str, Any], cls: type[ConfigT], where: str) -> Con
 def describe(error: pydantic.ValidationError, cls: type[pydantic.BaseModel]) -> str:
     """One sentence for all faults of a validation, each with its key and the closest known key."""
     faults = []
+    names = field_names(cls)
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
+        # pydantic puts the tags of unions between the keys; users do not write those.
+        parents = [str(part) for part in fault["loc"][:-1] if isinstance(part, int) or part in names]
+        key = ".".join([*parents, *map(str, fault["loc"][-1:])])
         if fault["type"] == "extra_forbidden":
-            faults.append(f"unknown key '{key}'{suggest(str(fault['loc'][-1]), field_names(cls))}")
+            faults.append(f"unknown key '{key}'{suggest(str(fault['loc'][-1]), names)}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             faults.append(f"'{key}': {message}" if key else message)
@@ -129,27 +132,44 @@ def parse(cls: type[ConfigT], argv: Sequence[str], *, prog: str) -> ConfigT:
     """
     presets = _presets(cls)
     chosen, rest = _take_flags(argv, {"config", *presets})
-    data = read_mapping(Path(chosen.pop("config"))) if "config" in chosen else {}
-    default = from_mapping({**data, **chosen}, cls, where="configuration")
+    file = chosen.pop("config", None)
+    data = read_mapping(Path(file)) if file else {}
+    default = from_mapping({**data, **chosen}, cls, where=file or "flags")
     description = (cls.__doc__ or "").strip() + _selector_help(presets)
-    try:
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.struct_rule(_unvalidated)
+    with registry:
         parsed = tyro.cli(
-            tyro.conf.AvoidSubcommands[cls],
-            default=default,
-            args=rest,
-            prog=prog,
-            description=description,
+            tyro.conf.AvoidSubcommands[cls], default=default, args=rest, prog=prog, description=description
         )
-        # tyro builds nested values without the class's own cross-field checks in one case: validate the whole again.
-        return cls.model_validate(parsed.model_dump())
-    except pydantic.ValidationError as error:
-        raise UserError(describe(error, cls)) from error
+    return from_mapping(parsed.model_dump(warnings=False), cls, where="flags")
+
+
+def _unvalidated(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+    """Have tyro build config classes without validation: the whole is validated once, with sentences of our own."""
+    if not (isinstance(info.type, type) and issubclass(info.type, Config)):
+        return None
+    hints = get_type_hints(info.type, include_extras=True)
+    fields = []
+    for name, field in info.type.model_fields.items():
+        default = getattr(info.default, name, field.default)
+        kind = hints[name]
+        if isinstance(default, Config):  # of a union, the member that was picked
+            kind = type(default)
+        elif default is None and any(_classes_in(field.annotation)):  # none was picked: it has no flags
+            kind = tyro.conf.Suppress[None]
+        fields.append(
+            tyro.constructors.StructFieldSpec(name=name, type=kind, default=default, helptext=field.description)
+        )
+    return tyro.constructors.StructConstructorSpec(instantiate=info.type.model_construct, fields=tuple(fields))
 
 
 def _presets(cls: type[Config]) -> dict[str, Presets]:
     found = {}
     for name, field in cls.model_fields.items():
-        for mark in field.metadata:
+        # The mark of an optional field stands inside its union with None.
+        marks = [*field.metadata, *(mark for part in get_args(field.annotation) for mark in get_args(part))]
+        for mark in marks:
             if isinstance(mark, Presets):
                 found[name.replace("_", "-")] = mark
     return found

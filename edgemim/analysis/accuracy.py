@@ -59,9 +59,5 @@ def evaluate_classifier(task: ClassificationTask, batches: Iterable[Batch], devi
         raise UserError("no image could be read to evaluate on; run `edgemim data check` on the folder")
     matrix = confusion.compute().numpy()
     counts = matrix.sum(1)
-    per_class = {
-        label: 100 * float(matrix[i, i] / counts[i]) for i, label in enumerate(task.labels) if counts[i] > 0
-    }
-    return AccuracyReport(
-        100 * float(top1.compute()), 100 * float(top5.compute()), images, per_class, matrix, skipped
-    )
+    per_class = {label: 100 * float(matrix[i, i] / counts[i]) for i, label in enumerate(task.labels) if counts[i] > 0}
+    return AccuracyReport(100 * float(top1.compute()), 100 * float(top5.compute()), images, per_class, matrix, skipped)

@@ -28,9 +28,9 @@ class EvaluateConfig(Config):
     """Images in one folder a class, or a folder with train/ and val/; default the run's own held-out images."""
     out: Path | None = None
     """Where run.json and the confusion matrix go; default RUN/evaluate."""
-    batch_size: int = pydantic.Field(64, ge=1)
+    batch_size: int = pydantic.Field(default=64, ge=1)
     """Images at once."""
-    workers: int = pydantic.Field(0, ge=0)
+    workers: int = pydantic.Field(default=0, ge=0)
     """Processes that read images."""
     device: str = "auto"
     """auto, cpu or cuda."""
@@ -68,4 +68,3 @@ def _show(report: AccuracyReport) -> None:
     print(f"top-1 {report.top1:.2f} %, top-5 {report.top5:.2f} %")
     for path, reason in report.skipped[:10]:
         print(f"skipped {path}: {reason}")
-

@@ -39,7 +39,7 @@ class FinetuneConfig(TrainingConfig):
     """Folder with one sub-folder a class, or with train/ and val/ (or test/) of such."""
     val: Path | None = None
     """Held-out images in one folder a class; else val/ beside train/, else a share of the data."""
-    val_share: float = pydantic.Field(0.1, gt=0, lt=1)
+    val_share: float = pydantic.Field(default=0.1, gt=0, lt=1)
     """Share of each class that is held out where there is no val folder."""
     init: str = "newest"
     """Where the weights come from: a pre-training run's folder, newest, scratch, or timm:NAME."""
@@ -51,21 +51,21 @@ class FinetuneConfig(TrainingConfig):
     """Augmentation."""
     mixing: MixingConfig = MixingConfig()
     """mixup, CutMix and label smoothing."""
-    crop_pct: float = pydantic.Field(0.875, gt=0, le=1)
+    crop_pct: float = pydantic.Field(default=0.875, gt=0, le=1)
     """Part of the short side that the evaluation crop keeps."""
-    layer_decay: float = pydantic.Field(0.85, gt=0, le=1)
+    layer_decay: float = pydantic.Field(default=0.85, gt=0, le=1)
     """A layer's learning rate over that of the layer above it (0.85 for MAE, 0.75 for MoCo-v3)."""
-    drop_path: float = pydantic.Field(0.0, ge=0, lt=1)
+    drop_path: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Largest rate of stochastic depth."""
-    evaluate_every: float = 10.0
+    evaluate_every: float = pydantic.Field(default=10.0, ge=0)
     """Epochs between two evaluations; 0 evaluates at the end alone."""
-    epochs: float = 300.0
+    epochs: float = pydantic.Field(default=300.0, gt=0)
     """Passes over the images."""
-    warmup_epochs: float = 5.0
+    warmup_epochs: float = pydantic.Field(default=5.0, ge=0)
     """Epochs of linear warm-up from 0."""
-    base_lr: float = pydantic.Field(1e-3, gt=0)
+    base_lr: float = pydantic.Field(default=1e-3, gt=0)
     """Peak learning rate for a batch of 256; scaled linearly with the batch size."""
-    min_lr: float = pydantic.Field(1e-6, ge=0)
+    min_lr: float = pydantic.Field(default=1e-6, ge=0)
     """Learning rate at the end of the cosine."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's momenta."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 import torch
 from PIL import Image
 
@@ -49,13 +50,13 @@ class PretrainConfig(TrainingConfig):
     """The frozen model that features are distilled from, for methods that have one."""
     transform: PretrainTransform = PretrainTransform()
     """Augmentation."""
-    epochs: float = 400.0
+    epochs: float = pydantic.Field(default=400.0, gt=0)
     """Passes over the images (the lightweight study pre-trains for 400)."""
-    warmup_epochs: float = 40.0
+    warmup_epochs: float = pydantic.Field(default=40.0, ge=0)
     """Epochs of linear warm-up from 0."""
-    picture_every: float = 10.0
+    picture_every: float = pydantic.Field(default=10.0, ge=0)
     """Epochs between two reconstruction pictures; 0 makes none."""
-    knn_every: float = 10.0
+    knn_every: float = pydantic.Field(default=10.0, ge=0)
     """Epochs between two k-NN figures where the folder has classes; 0 makes none."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of the channels that the input is normalised with, on the scale of [0, 1]."""

@@ -30,23 +30,23 @@ class ProbeConfig(Config):
     """Folder with one sub-folder a class, or with train/ and val/ (or test/) of such."""
     val: Path | None = None
     """Images that are classified; else val/ beside train/, else a share of the data."""
-    val_share: float = pydantic.Field(0.2, gt=0, lt=1)
+    val_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
     """Share of each class that is classified where there is no val folder."""
     blocks: tuple[int, ...] = ()
     """Blocks to probe, 1 is the first; default the last."""
-    k: int = pydantic.Field(20, ge=1)
+    k: int = pydantic.Field(default=20, ge=1)
     """Neighbours that vote."""
-    temperature: float = pydantic.Field(0.07, gt=0)
+    temperature: float = pydantic.Field(default=0.07, gt=0)
     """Temperature of the votes."""
     out: Path | None = None
     """Where run.json goes; default RUN/probe."""
-    batch_size: int = pydantic.Field(64, ge=1)
+    batch_size: int = pydantic.Field(default=64, ge=1)
     """Images at once."""
-    workers: int = pydantic.Field(0, ge=0)
+    workers: int = pydantic.Field(default=0, ge=0)
     """Processes that read images."""
     device: str = "auto"
     """auto, cpu or cuda."""
-    seed: int = pydantic.Field(0, ge=0)
+    seed: int = pydantic.Field(default=0, ge=0)
     """Seed of the held-out share."""
 
 

@@ -31,7 +31,10 @@ class TransformerDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Buffer(sincos_positions(width, grid, prefix=1), persistent=False)
         norm = partial(nn.LayerNorm, eps=1e-6)
-        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, qkv_bias=True, norm_layer=norm)  # pyright: ignore[reportArgumentType] (a factory will do)
+            for _ in range(depth)
+        )
         self.norm = norm(width)
         self.head = nn.Linear(width, out)
         self.apply(initialise_linear)
@@ -72,11 +75,11 @@ class TransformerDecoderConfig(Config):
 
     name: Literal["transformer"] = "transformer"
     """The kind of decoder."""
-    width: int = pydantic.Field(96, ge=4, multiple_of=4)
+    width: int = pydantic.Field(default=96, ge=4, multiple_of=4)
     """Channels of a token inside the decoder."""
-    depth: int = pydantic.Field(1, ge=1)
+    depth: int = pydantic.Field(default=1, ge=1)
     """Blocks of the decoder."""
-    heads: int = pydantic.Field(3, ge=1)
+    heads: int = pydantic.Field(default=3, ge=1)
     """Attention heads of a block; must divide the width."""
 
     @pydantic.model_validator(mode="after")

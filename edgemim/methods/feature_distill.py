@@ -28,11 +28,11 @@ class FeatureDistillConfig(Config):
 
     name: Literal["feature_distill"] = "feature_distill"
     """The method."""
-    mask_ratio: float = pydantic.Field(0.5, ge=0.0, lt=1.0)
+    mask_ratio: float = pydantic.Field(default=0.5, ge=0.0, lt=1.0)
     """Share of patches that are hidden; 0 distils without masking."""
-    pixel_weight: float = pydantic.Field(0.3, ge=0.0)
+    pixel_weight: float = pydantic.Field(default=0.3, ge=0.0)
     """Weight of MAE's pixel loss on the masked patches; 0 leaves the branch out."""
-    feature_weight: float = pydantic.Field(1.0, gt=0.0)
+    feature_weight: float = pydantic.Field(default=1.0, gt=0.0)
     """Weight of the feature loss."""
     feature_loss: LossName = "smooth_l1"
     """Loss between predicted and teacher features."""

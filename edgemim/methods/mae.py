@@ -26,7 +26,7 @@ class MaeConfig(Config):
 
     name: Literal["mae"] = "mae"
     """The method."""
-    mask_ratio: float = pydantic.Field(0.75, gt=0.0, lt=1.0)
+    mask_ratio: float = pydantic.Field(default=0.75, gt=0.0, lt=1.0)
     """Share of patches that are hidden."""
     norm_pix_loss: bool = True
     """Normalise each target patch by its own mean and deviation."""

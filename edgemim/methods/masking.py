@@ -18,7 +18,7 @@ class RandomMasking(Config):
 
     name: Literal["random"] = "random"
     """The kind of masking."""
-    ratio: float = pydantic.Field(0.75, ge=0.0, lt=1.0)
+    ratio: float = pydantic.Field(default=0.75, ge=0.0, lt=1.0)
     """Share of patches that are hidden."""
 
     def __call__(self, keys: Int[Tensor, " b"], tokens: int) -> TokenMask:

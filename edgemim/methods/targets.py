@@ -16,7 +16,10 @@ from edgemim.models.normalization import Normalization
 class Target(Protocol):
     """Computed once a batch, without gradient, and shared by the branches that name it."""
 
-    channels: int
+    @property
+    def channels(self) -> int:
+        """Numbers of a patch's target."""
+        ...
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], mask: TokenMask) -> Float[Tensor, "b n c"]:
         """The target of every patch, from normalised images."""

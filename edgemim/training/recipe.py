@@ -24,25 +24,25 @@ class TrainingConfig(Config):
     """Lose what --out holds."""
     allow_change: bool = False
     """Resume although settings or data changed."""
-    epochs: float = pydantic.Field(100.0, gt=0)
+    epochs: float = pydantic.Field(default=100.0, gt=0)
     """Passes over the images."""
-    batch_size: int = pydantic.Field(256, ge=1)
+    batch_size: int = pydantic.Field(default=256, ge=1)
     """Images of one optimizer step, over all processes and accumulated parts."""
-    accumulate: int = pydantic.Field(1, ge=1)
+    accumulate: int = pydantic.Field(default=1, ge=1)
     """Parts that a step is computed in, to fit memory; the result is that of the whole batch."""
-    base_lr: float = pydantic.Field(1.5e-4, gt=0)
+    base_lr: float = pydantic.Field(default=1.5e-4, gt=0)
     """Peak learning rate for a batch of 256; scaled linearly with the batch size."""
-    min_lr: float = pydantic.Field(0.0, ge=0)
+    min_lr: float = pydantic.Field(default=0.0, ge=0)
     """Learning rate at the end of the cosine."""
-    warmup_epochs: float = pydantic.Field(0.0, ge=0)
+    warmup_epochs: float = pydantic.Field(default=0.0, ge=0)
     """Epochs of linear warm-up from 0."""
-    weight_decay: float = pydantic.Field(0.05, ge=0)
+    weight_decay: float = pydantic.Field(default=0.05, ge=0)
     """AdamW's decay of matrices; vectors and biases have none."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's momenta."""
-    clip_grad: float | None = pydantic.Field(None, gt=0)
+    clip_grad: float | None = pydantic.Field(default=None, gt=0)
     """Largest norm of the gradient; none by default."""
-    ema_decay: float | None = pydantic.Field(None, gt=0, lt=1)
+    ema_decay: float | None = pydantic.Field(default=None, gt=0, lt=1)
     """Decay of a moving average of the weights, which is then what the run hands on; off by default."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto is bf16 on a GPU that has it, else fp32 (bf16 on a CPU without its instructions is several times slower)."""
@@ -50,19 +50,19 @@ class TrainingConfig(Config):
     """Compile the model with torch.compile (pays on a GPU and in long runs)."""
     device: str = "auto"
     """auto, cpu or cuda."""
-    workers: int | None = pydantic.Field(None, ge=0)
+    workers: int | None = pydantic.Field(default=None, ge=0)
     """Processes that read images; default by the number of cores. The result does not depend on it."""
-    seed: int = pydantic.Field(0, ge=0)
+    seed: int = pydantic.Field(default=0, ge=0)
     """Seed of everything random."""
-    max_unreadable: float = pydantic.Field(0.01, ge=0, le=1)
+    max_unreadable: float = pydantic.Field(default=0.01, ge=0, le=1)
     """Largest share of unreadable images before the run stops."""
-    log_every: int = pydantic.Field(10, ge=1)
+    log_every: int = pydantic.Field(default=10, ge=1)
     """Steps between two lines of metrics."""
-    checkpoint_minutes: float = pydantic.Field(10.0, ge=0)
+    checkpoint_minutes: float = pydantic.Field(default=10.0, ge=0)
     """Longest time between two checkpoints; 0 saves after every step."""
-    checkpoint_epochs: float = pydantic.Field(1.0, gt=0)
+    checkpoint_epochs: float = pydantic.Field(default=1.0, gt=0)
     """Epochs between two checkpoints."""
-    keep_checkpoints: int = pydantic.Field(2, ge=2)
+    keep_checkpoints: int = pydantic.Field(default=2, ge=2)
     """Checkpoints kept."""
 
     @property
