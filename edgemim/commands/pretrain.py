@@ -204,7 +204,7 @@ class _Watch:
 
         def encode(images: torch.Tensor) -> torch.Tensor:
             features = self.model.encoder(self.model.normalization.apply(images))
-            return features.patches(self.config.encoder.depth).mean(1)
+            return features.pooled(self.config.encoder.depth)
 
         found = [
             extract_features(encode, eval_loader(part, self.preprocessing, batch_size=64), self.world.device)

@@ -67,7 +67,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         features = encoder(normalization.apply(images), taps=blocks)
-        return torch.stack([features.patches(block).mean(1) for block in blocks], dim=1)
+        return torch.stack([features.pooled(block) for block in blocks], dim=1)
 
     with RunRecord("probe", config.out or run / "probe", config) as record:
         found = []

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgemim.methods.masking import RandomMasking
 from edgemim.methods.targets import PixelTarget, Target
-from edgemim.models.encoder import Encoder, TokenMask
+from edgemim.models.encoder import Encoder, Features, TokenMask
 from edgemim.models.normalization import Normalization
 from edgemim.training.objective import Objective, StepOutput
 
@@ -42,7 +42,8 @@ class MaskedImageModel(Objective):
         masking: RandomMasking,
         branches: Sequence[Branch],
         normalization: Normalization,
-        taps: Sequence[int],
+        *,
+        drop: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -51,7 +52,10 @@ class MaskedImageModel(Objective):
         # Decoders are trained and saved; targets (a teacher among them) stay outside the module tree on purpose.
         self.decoders = nn.ModuleDict({branch.name: branch.decoder for branch in branches})
         self.normalization = normalization
-        self.taps = tuple(taps)
+        # What the branches read is said by their parts: necks by `taps`, readers of attention by `attention`.
+        self.taps = _union(branches, "taps")
+        self.attention = _union(branches, "attention")
+        self.mask_token = None if drop else nn.Parameter(0.02 * torch.randn(1, 1, encoder.config.width))
 
     @property
     def exported(self) -> nn.Module:
@@ -72,7 +76,7 @@ class MaskedImageModel(Objective):
     def loss(self, images: Float[Tensor, "b 3 h w"], mask: TokenMask) -> StepOutput:
         """The loss of normalised images under a given mask; metrics hold each branch's share, unweighted."""
         targets = self._targets(images, mask)
-        features = self.encoder(images, mask, self.taps)
+        features = self.encode(images, mask)
         metrics: dict[str, Tensor] = {}
         total = images.new_zeros(())
         for branch in self.branches:
@@ -81,6 +85,10 @@ class MaskedImageModel(Objective):
             metrics[f"loss_{branch.name}"] = value.detach()
             total = total + branch.weight * value
         return StepOutput(total, metrics)
+
+    def encode(self, images: Float[Tensor, "b 3 h w"], mask: TokenMask) -> Features:
+        """What the branches read; masked patches are dropped, or replaced by the mask token."""
+        return self.encoder(images, mask, taps=self.taps, attention=self.attention, fill=self.mask_token)
 
     @torch.no_grad()
     def _targets(self, images: Tensor, mask: TokenMask) -> dict[int, Tensor]:
@@ -99,7 +107,7 @@ class MaskedImageModel(Objective):
         assert isinstance(pixel.target, PixelTarget)
         x = self.normalization.apply(images)
         mask = self.masking(keys, self.encoder.config.tokens)
-        prediction = pixel.decoder(self.encoder(x, mask, self.taps), mask).float()
+        prediction = pixel.decoder(self.encode(x, mask), mask).float()
         size, grid = self.encoder.config.patch_size, self.encoder.config.grid
         painted = pixel.target.picture(prediction, x, grid)
         rows = mask.masked.view(-1, 1, *grid).repeat_interleave(size, 2).repeat_interleave(size, 3)
@@ -107,6 +115,11 @@ class MaskedImageModel(Objective):
         hidden = torch.where(rows, torch.full_like(true, 0.5), true)
         full = torch.where(rows, self.normalization.undo(painted), true)
         return hidden, full.clamp(0, 1)
+
+
+def _union(branches: Sequence[Branch], attribute: str) -> tuple[int, ...]:
+    parts = (part for branch in branches for part in branch.decoder.modules())
+    return tuple(sorted({number for part in parts for number in getattr(part, attribute, ())}))
 
 
 def reduce(loss: Float[Tensor, "b n"], mask: TokenMask, score: Score) -> Float[Tensor, ""]:

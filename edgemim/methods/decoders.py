@@ -16,17 +16,31 @@ from edgemim.models.encoder import Features, TokenMask, initialise_linear
 from edgemim.models.position import sincos_positions
 
 
+class Pick(nn.Module):
+    """The neck of most decoders: one tap's tokens, behind the encoder's final norm or as the block left them."""
+
+    def __init__(self, tap: int, *, normed: bool = True) -> None:
+        super().__init__()
+        self.taps = (tap,)
+        self.normed = normed
+
+    def forward(self, features: Features) -> Float[Tensor, "b t width"]:
+        """Tokens, class token first."""
+        (tap,) = self.taps
+        return features.normed(tap) if self.normed else features.tokens[tap]
+
+
 class TransformerDecoder(nn.Module):
     """MAE's decoder (arXiv 2111.06377): visible tokens back in grid order, one mask token in the holes, blocks, linear.
 
-    Reads the tokens of one tap; predicts [b, n, out] for all patches of the grid. Positions are fixed sine-cosine.
+    Predicts [b, n, out] for all patches of the grid. Positions are fixed sine-cosine.
     """
 
     def __init__(
-        self, in_width: int, out: int, grid: tuple[int, int], *, width: int, depth: int, heads: int, tap: int
+        self, neck: nn.Module, in_width: int, out: int, grid: tuple[int, int], *, width: int, depth: int, heads: int
     ) -> None:
         super().__init__()
-        self.tap = tap
+        self.neck = neck
         self.embed = nn.Linear(in_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Buffer(sincos_positions(width, grid, prefix=1), persistent=False)
@@ -37,37 +51,47 @@ class TransformerDecoder(nn.Module):
         )
         self.norm = norm(width)
         self.head = nn.Linear(width, out)
-        self.apply(initialise_linear)
+        for part in (self.embed, self.blocks, self.head):
+            part.apply(initialise_linear)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, features: Features, mask: TokenMask) -> Float[Tensor, "b n out"]:
-        """Predict every patch from the tapped tokens."""
-        x = self.embed(features.tokens[self.tap])
-        prefix, patches = x[:, : features.prefix], x[:, features.prefix :]
-        holes = self.mask_token.to(x.dtype).expand(len(x), mask.masked.shape[1], -1)
-        patches = holes.scatter(1, mask.visible.unsqueeze(-1).expand(-1, -1, x.shape[-1]), patches)
-        x = torch.cat([prefix, patches], dim=1) + self.positions
+        """Predict every patch from the neck's tokens."""
+        x = self.embed(self.neck(features))
+        x = unmask(x, self.mask_token, mask, features) + self.positions
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))[:, features.prefix :]
 
 
-class LinearDecoder(nn.Module):
-    """One linear layer on each token of one tap; for encoders that see every patch."""
+def unmask(
+    x: Float[Tensor, "b t width"], mask_token: Float[Tensor, "1 1 width"], mask: TokenMask, features: Features
+) -> Float[Tensor, "b prefix+n width"]:
+    """Put visible tokens back at their places in the grid, the mask token into the holes; class tokens stay in front."""
+    prefix, patches = x[:, : features.prefix], x[:, features.prefix :]
+    if features.visible is not None:
+        holes = mask_token.to(x.dtype).expand(len(x), mask.masked.shape[1], -1)
+        patches = holes.scatter(1, features.visible.unsqueeze(-1).expand(-1, -1, x.shape[-1]), patches)
+    return torch.cat([prefix, patches], dim=1)
 
-    def __init__(self, in_width: int, out: int, *, tap: int) -> None:
+
+class LinearDecoder(nn.Module):
+    """One linear layer on each token; for encoders through which every patch passes."""
+
+    def __init__(self, neck: nn.Module, in_width: int, out: int) -> None:
         super().__init__()
-        self.tap = tap
+        self.neck = neck
         self.head = nn.Linear(in_width, out)
-        self.apply(initialise_linear)
+        self.head.apply(initialise_linear)
 
     def forward(self, features: Features, mask: TokenMask) -> Float[Tensor, "b n out"]:
         """Predict every patch. Raises ValueError if patches were dropped: there is nothing to predict them from."""
-        if mask.visible.shape[1] != mask.masked.shape[1]:
+        x = self.neck(features)[:, features.prefix :]
+        if x.shape[1] != mask.masked.shape[1]:
             raise ValueError(
                 "a linear decoder cannot predict dropped patches; use a transformer decoder or mask ratio 0"
             )
-        return self.head(features.patches(self.tap))
+        return self.head(x)
 
 
 class TransformerDecoderConfig(Config):
@@ -88,9 +112,9 @@ class TransformerDecoderConfig(Config):
             raise ValueError(f"decoder width {self.width} is not a multiple of its heads {self.heads}")
         return self
 
-    def build(self, in_width: int, out: int, grid: tuple[int, int], tap: int) -> TransformerDecoder:
-        """Make the decoder of a tap with `in_width` channels that predicts `out` numbers a patch."""
-        return TransformerDecoder(in_width, out, grid, width=self.width, depth=self.depth, heads=self.heads, tap=tap)
+    def build(self, neck: nn.Module, in_width: int, out: int, grid: tuple[int, int]) -> TransformerDecoder:
+        """Make the decoder behind a neck of `in_width` channels that predicts `out` numbers a patch."""
+        return TransformerDecoder(neck, in_width, out, grid, width=self.width, depth=self.depth, heads=self.heads)
 
 
 class LinearDecoderConfig(Config):
@@ -99,9 +123,9 @@ class LinearDecoderConfig(Config):
     name: Literal["linear"] = "linear"
     """The kind of decoder."""
 
-    def build(self, in_width: int, out: int, grid: tuple[int, int], tap: int) -> LinearDecoder:
-        """Make the decoder of a tap with `in_width` channels that predicts `out` numbers a patch."""
-        return LinearDecoder(in_width, out, tap=tap)
+    def build(self, neck: nn.Module, in_width: int, out: int, grid: tuple[int, int]) -> LinearDecoder:
+        """Make the decoder behind a neck of `in_width` channels that predicts `out` numbers a patch."""
+        return LinearDecoder(neck, in_width, out)
 
 
 DecoderConfig = Annotated[

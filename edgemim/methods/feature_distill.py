@@ -15,7 +15,7 @@ from torch import nn
 from edgemim.config import Config
 from edgemim.errors import UserError
 from edgemim.methods.branches import Branch, LossName, MaskedImageModel, Score
-from edgemim.methods.decoders import DecoderConfig, TransformerDecoderConfig
+from edgemim.methods.decoders import DecoderConfig, Pick, TransformerDecoderConfig
 from edgemim.methods.mae import pixel_branch
 from edgemim.methods.masking import RandomMasking
 from edgemim.methods.targets import FeatureTarget
@@ -58,12 +58,10 @@ class FeatureDistillConfig(Config):
         size = encoder.config
         channels = int(teacher.channels)  # pyright: ignore[reportArgumentType]
         target = FeatureTarget(teacher, channels, normalization, self.standardize)
-        decoder = self.feature_decoder.build(size.width, channels, size.grid, tap=size.depth)
+        decoder = self.feature_decoder.build(Pick(size.depth), size.width, channels, size.grid)
         branches = [
             Branch("feature", decoder, target, self.feature_loss, weight=self.feature_weight, score=self.feature_score)
         ]
         if self.pixel_weight > 0:
             branches.append(pixel_branch(encoder, self.pixel_decoder, self.norm_pix_loss, self.pixel_weight))
-        return MaskedImageModel(
-            encoder, RandomMasking(ratio=self.mask_ratio), branches, normalization, taps=[size.depth]
-        )
+        return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), branches, normalization)

@@ -14,7 +14,7 @@ from torch import nn
 
 from edgemim.config import Config
 from edgemim.methods.branches import Branch, MaskedImageModel
-from edgemim.methods.decoders import DecoderConfig, TransformerDecoderConfig
+from edgemim.methods.decoders import DecoderConfig, Pick, TransformerDecoderConfig
 from edgemim.methods.masking import RandomMasking
 from edgemim.methods.targets import PixelTarget
 from edgemim.models.encoder import Encoder
@@ -36,14 +36,12 @@ class MaeConfig(Config):
     def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
         """Compose the model; a teacher plays no part."""
         branch = pixel_branch(encoder, self.decoder, self.norm_pix_loss, weight=1.0)
-        return MaskedImageModel(
-            encoder, RandomMasking(ratio=self.mask_ratio), [branch], normalization, taps=[encoder.config.depth]
-        )
+        return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), [branch], normalization)
 
 
 def pixel_branch(encoder: Encoder, decoder: DecoderConfig, norm_pix_loss: bool, weight: float) -> Branch:
     """MAE's branch: the last block's tokens to the masked patches' pixels."""
     target = PixelTarget(encoder.config.patch_size, norm_pix_loss)
     size = encoder.config
-    built = decoder.build(size.width, target.channels, size.grid, tap=size.depth)
+    built = decoder.build(Pick(size.depth), size.width, target.channels, size.grid)
     return Branch("pixel", built, target, loss="mse", weight=weight, score="masked")

@@ -5,13 +5,13 @@ timm's `VisionTransformer` holds the weights under timm's names; its blocks and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from edgemim.models.position import sincos_positions
@@ -43,29 +43,37 @@ class TokenMask:
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder saw: tokens after named blocks.
+    """What an encoder saw: tokens after named blocks, and attention logits where they were asked for.
 
     Attributes:
-        tokens: block number (0 = embeddings, 1-based after blocks) to [b, prefix + visible, width]; the last block's
-            are final-normed. Visible tokens stay in grid order.
+        tokens: block number (0 = embeddings, 1-based after blocks) to [b, prefix + visible, width], as the block left
+            them. Visible tokens stay in grid order.
+        attention: block number to pre-softmax scaled logits q k^T / sqrt(d), [b, heads, tokens, tokens].
         grid: rows and columns of the patch grid.
         prefix: number of class tokens in front.
         visible: [b, visible] grid positions of the visible tokens, None if all are.
+        norm: the encoder's final norm.
     """
 
     tokens: dict[int, Float[Tensor, "b t width"]]
+    attention: dict[int, Float[Tensor, "b heads t t"]]
     grid: tuple[int, int]
     prefix: int
     visible: Int[Tensor, "b v"] | None
+    norm: Callable[[Tensor], Tensor]
+
+    def normed(self, tap: int) -> Float[Tensor, "b t width"]:
+        """Tokens of a tap behind the encoder's final norm."""
+        return self.norm(self.tokens[tap])
 
     @property
     def last(self) -> Float[Tensor, "b t width"]:
-        """Tokens of the deepest tap."""
-        return self.tokens[max(self.tokens)]
+        """Tokens of the deepest tap behind the final norm."""
+        return self.normed(max(self.tokens))
 
-    def patches(self, tap: int) -> Float[Tensor, "b v width"]:
-        """Tokens of a tap without the class tokens."""
-        return self.tokens[tap][:, self.prefix :]
+    def pooled(self, tap: int) -> Float[Tensor, "b width"]:
+        """Mean of a tap's patch tokens behind the final norm: an image's feature vector."""
+        return self.normed(tap)[:, self.prefix :].mean(1)
 
 
 class Encoder(nn.Module):
@@ -103,33 +111,45 @@ class Encoder(nn.Module):
         self,
         images: Float[Tensor, "b 3 h w"],
         mask: TokenMask | None = None,
-        taps: Sequence[int] | None = None,
+        *,
+        taps: Collection[int] | None = None,
+        attention: Collection[int] = (),
+        fill: Float[Tensor, "1 1 width"] | None = None,
     ) -> Features:
-        """Encode normalised images; with a mask, masked patches are dropped before they are embedded.
+        """Encode normalised images; masked patches are dropped before they are embedded, or replaced by `fill`.
 
         Args:
             images: [b, 3, image_size, image_size], normalised.
-            mask: which patches to drop; None sees all.
-            taps: blocks whose tokens are wanted; default the last one.
+            mask: which patches to hide; None sees all.
+            taps: blocks whose tokens are wanted, 0 for the embeddings; default the last one.
+            attention: blocks whose attention logits are wanted.
+            fill: a mask token: then every patch passes through the blocks, masked ones as this token (SimMIM, BEiT).
         """
         depth = len(self.vit.blocks)
         wanted = {depth} if taps is None else set(taps)
-        visible = None if mask is None else mask.visible
-        x = self._embed(images, visible)
+        visible = mask.visible if mask is not None and fill is None else None
+        x = self._embed(images, visible, mask, fill)
         tokens = {0: x} if 0 in wanted else {}
+        logits: dict[int, Tensor] = {}
         for number, block in enumerate(self.vit.blocks, start=1):
+            if number in attention:
+                assert isinstance(block, Block)
+                logits[number] = attention_logits(block.attn, block.norm1(x))
             x = block(x)
-            if number in wanted and number < depth:
+            if number in wanted:
                 tokens[number] = x
-        if depth in wanted:
-            tokens[depth] = self.vit.norm(x)
-        return Features(tokens, self.config.grid, prefix=1, visible=visible)
+        return Features(tokens, logits, self.config.grid, prefix=1, visible=visible, norm=self.vit.norm)
 
-    def _embed(self, images: Tensor, visible: Tensor | None) -> Float[Tensor, "b t width"]:
+    def _embed(
+        self, images: Tensor, visible: Tensor | None, mask: TokenMask | None, fill: Tensor | None
+    ) -> Float[Tensor, "b t width"]:
         projection, positions = self.vit.patch_embed.proj, self.vit.pos_embed
         assert self.vit.cls_token is not None and positions is not None
         if visible is None:
-            x = self.vit.patch_embed(images) + positions[:, 1:]
+            x = self.vit.patch_embed(images)
+            if mask is not None and fill is not None:
+                x = torch.where(mask.masked.unsqueeze(-1), fill.to(x.dtype), x)
+            x = x + positions[:, 1:]
         else:
             # The patch convolution as a matrix on the kept patches alone: 75 % of its work is never done.
             patches = gather_tokens(patchify(images, self.config.patch_size, channels_first=True), visible)
@@ -137,6 +157,18 @@ class Encoder(nn.Module):
             x = x + gather_tokens(positions[:, 1:].expand(len(x), -1, -1), visible)
         prefix = (self.vit.cls_token + positions[:, :1]).expand(len(x), -1, -1)
         return torch.cat([prefix, x], dim=1)
+
+
+def attention_logits(attention: nn.Module, x: Float[Tensor, "b t width"]) -> Float[Tensor, "b heads t t"]:
+    """Pre-softmax logits q k^T / sqrt(d) of a timm attention on normed tokens.
+
+    Fused kernels hide them, so q and k of this one block are computed twice; all other blocks stay fused.
+    """
+    assert isinstance(attention, Attention)
+    b, t, _ = x.shape
+    qkv = attention.qkv(x).reshape(b, t, 3, attention.num_heads, attention.head_dim)
+    q, k = (attention.q_norm(qkv[:, :, 0].transpose(1, 2)), attention.k_norm(qkv[:, :, 1].transpose(1, 2)))
+    return (q * attention.scale) @ k.transpose(-2, -1)
 
 
 def gather_tokens(x: Float[Tensor, "b n d"], index: Int[Tensor, "b v"]) -> Float[Tensor, "b v d"]:
