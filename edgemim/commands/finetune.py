@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pydantic
 import timm
@@ -151,11 +151,16 @@ def _from_timm(config: FinetuneConfig, classes: int) -> Built:
         raise UserError(f"cannot get the weights of {name} ({reason}); give --weights FILE") from error
     note = f"weights: timm {name}, downloaded by timm"
     if config.weights is not None:
-        head = tuple(f"{key}." for key in _names(model.default_cfg.get("classifier")))
+        head = tuple(f"{key}." for key in _names(_timm_facts(model).get("classifier")))
         report = load_weights(model, read_tensors(config.weights), may_drop=head, may_miss=head)
         note = f"weights: {config.weights} ({report})"
-    statistics = {"mean": model.default_cfg["mean"], "std": model.default_cfg["std"]}
+    statistics = {key: _timm_facts(model)[key] for key in ("mean", "std")}
     return model, {"timm": name}, statistics, note
+
+
+def _timm_facts(model: nn.Module) -> dict[str, Any]:
+    """What timm knows of a model's input and head."""
+    return cast(dict[str, Any], model.default_cfg)
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -165,7 +170,7 @@ def _names(value: Any) -> tuple[str, ...]:
 def _input_size(model: nn.Module, architecture: dict[str, Any]) -> int:
     if "vit" in architecture:
         return VitConfig.model_validate(architecture["vit"]).image_size
-    return model.default_cfg["input_size"][-1]  # pyright: ignore[reportIndexIssue, reportArgumentType, reportCallIssue]
+    return _timm_facts(model)["input_size"][-1]
 
 
 def _train(config: FinetuneConfig, task: ClassificationTask, plan: Plan, world: World, record: RunRecord) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Attention, Block, Mlp, VisionTransformer
 from torch import Tensor, nn
 
 from edgemim.errors import UserError
@@ -166,14 +166,14 @@ def from_timm(model: VisionTransformer) -> Encoder:
     that the plain encoder does not cover (no class token, register tokens, other norms)."""
     patch = model.patch_embed.patch_size[0]
     block = model.blocks[0]
-    assert isinstance(block, Block)
+    assert isinstance(block, Block) and isinstance(block.attn, Attention) and isinstance(block.mlp, Mlp)
     config = VitConfig(
         width=model.embed_dim,
         depth=len(model.blocks),
         heads=block.attn.num_heads,
         patch_size=patch,
         image_size=model.patch_embed.grid_size[0] * patch,
-        mlp_ratio=block.mlp.fc1.out_features / model.embed_dim,
+        mlp_ratio=float(block.mlp.fc1.weight.shape[0]) / model.embed_dim,
     )
     encoder = Encoder(config)
     load_weights(encoder.vit, model.state_dict(), may_drop=("head.", "fc_norm."), may_miss=("norm.",))
