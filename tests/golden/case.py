@@ -1,0 +1,150 @@
+"""One folder of golden values, and the comparison of our tensors with them at the tolerance that the case states."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+# The reference was itself computed in float32: nobody can be nearer to it than a few times its own rounding.
+_ROUNDING = 4.0
+# Norms of gradients that are zero in exact arithmetic hold rounding alone; it is judged against the largest norm.
+_NORM_FLOOR = 1e-6
+
+
+class NotACase(Exception):
+    """The folder holds no golden case; the message says what is missing."""
+
+
+class NotCovered(Exception):
+    """No code of the project computes what the case holds."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Facts, inputs, outputs and weights (under the original names) of one case."""
+
+    name: str
+    facts: dict[str, Any]
+    weights: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Sizes and settings of the original model."""
+        return self.facts["config"]
+
+    @staticmethod
+    def open(folder: Path) -> Case:
+        """Read a case folder. Raises NotACase."""
+        try:
+            facts = json.loads((folder / "case.json").read_text())
+            name = facts["case"]
+            tensors = [_tensors(folder, part, facts) for part in ("weights", "inputs", "outputs")]
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise NotACase(f"{folder} is no golden case: {error}") from error
+        return Case(name, facts, *tensors)
+
+
+def _tensors(folder: Path, part: str, facts: Mapping[str, Any]) -> dict[str, Tensor]:
+    path = folder / f"{part}.safetensors"
+    return load_file(path) if facts.get(part) or path.exists() else {}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One compared tensor, or group of numbers, and how near it came."""
+
+    name: str
+    error: float
+    used: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every number lies within its tolerance."""
+        return self.used <= 1.0
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.passed else "OUTSIDE"
+        return (
+            f"  {verdict:<8}{self.name:<40} max abs error {self.error:.2e}, {self.used:7.2%} of tolerance {self.note}"
+        )
+
+
+@dataclass
+class Comparison:
+    """Collects one line a tensor, and the names of what was left out."""
+
+    case: Case
+    lines: list[Line] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rtol, self.atol = (float(self.case.facts["tolerance"][key]) for key in ("rtol", "atol"))
+        self._seen: set[str] = set()
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was compared and all of it agrees."""
+        return bool(self.lines) and all(line.passed for line in self.lines)
+
+    def output(self, name: str, ours: Tensor, *, label: str = "") -> None:
+        """Compare with the output `name`: forward values by rtol and atol, gradients by their largest entry."""
+        self._seen.add(name)
+        expected = self.case.outputs[name].double()
+        rounding = _ROUNDING * self.case.facts["outputs"].get(name, {}).get("fp32_vs_fp64_max_abs", 0.0)
+        if name.startswith("grad."):
+            allowed = torch.full_like(expected, self.rtol * float(expected.abs().max()))
+        else:
+            allowed = self.atol + self.rtol * expected.abs()
+        self._add(label or name, ours, expected, allowed.clamp(min=rounding))
+
+    def numbers(self, name: str, ours: Mapping[str, float], expected: Mapping[str, float], floor: float) -> None:
+        """Compare a group of named numbers, each to rtol of itself plus `floor`; the names must be the same."""
+        missing, extra = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
+        if missing or extra:
+            self.lines.append(Line(name, float("inf"), float("inf"), f"missing {missing[:3]}, unknown {extra[:3]}"))
+            return
+        keys = sorted(expected)
+        wanted = torch.tensor([expected[key] for key in keys], dtype=torch.float64)
+        found = torch.tensor([ours[key] for key in keys], dtype=torch.float64)
+        self._add(f"{name} ({len(keys)} numbers)", found, wanted, floor + self.rtol * wanted.abs())
+
+    def tensor(self, name: str, ours: Tensor, expected: Tensor) -> None:
+        """Compare with a tensor that is no output of the case, such as a fixed table among its weights."""
+        expected = expected.double()
+        self._add(name, ours, expected, self.atol + self.rtol * expected.abs())
+
+    def gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        """Compare gradients under the original names: whole ones where stored, and the norm of each."""
+        for name in self.case.outputs:
+            if name.startswith("grad."):
+                self.output(name, gradients[name.removeprefix("grad.")])
+        norms = self.case.facts["grad_l2_norms"]
+        ours = {key: float(value.double().norm()) for key, value in gradients.items()}
+        self.numbers("grad_l2_norms", ours, norms, floor=_NORM_FLOOR * max(norms.values()))
+
+    def finish(self) -> Comparison:
+        """Note the outputs that nothing was compared with."""
+        self.left_out += sorted(self.case.outputs.keys() - self._seen)
+        return self
+
+    def _add(self, name: str, ours: Tensor, expected: Tensor, allowed: Tensor) -> None:
+        ours = ours.detach().double().cpu()
+        if ours.shape != expected.shape:
+            shapes = f"shape {tuple(ours.shape)}, expected {tuple(expected.shape)}"
+            self.lines.append(Line(name, float("inf"), float("inf"), shapes))
+            return
+        error = (ours - expected).abs()
+        # A NaN counts as outside; an exact hit within, whatever is allowed.
+        used = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=float("inf"), posinf=float("inf"))
+        self.lines.append(Line(name, float(error.max()), float(used.max())))
