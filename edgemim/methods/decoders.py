@@ -37,7 +37,16 @@ class TransformerDecoder(nn.Module):
     """
 
     def __init__(
-        self, neck: nn.Module, in_width: int, out: int, grid: tuple[int, int], *, width: int, depth: int, heads: int
+        self,
+        neck: nn.Module,
+        in_width: int,
+        out: int,
+        grid: tuple[int, int],
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
         self.neck = neck
@@ -46,7 +55,7 @@ class TransformerDecoder(nn.Module):
         self.positions = nn.Buffer(sincos_positions(width, grid, prefix=1), persistent=False)
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.blocks = nn.ModuleList(
-            Block(width, heads, qkv_bias=True, norm_layer=norm)  # pyright: ignore[reportArgumentType] (a factory will do)
+            Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm)  # pyright: ignore[reportArgumentType] (a factory will do)
             for _ in range(depth)
         )
         self.norm = norm(width)
@@ -105,6 +114,8 @@ class TransformerDecoderConfig(Config):
     """Blocks of the decoder."""
     heads: int = pydantic.Field(default=3, ge=1)
     """Attention heads of a block; must divide the width."""
+    mlp_ratio: float = pydantic.Field(default=4.0, gt=0)
+    """Hidden width of the MLP over the token width."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> TransformerDecoderConfig:
@@ -114,7 +125,16 @@ class TransformerDecoderConfig(Config):
 
     def build(self, neck: nn.Module, in_width: int, out: int, grid: tuple[int, int]) -> TransformerDecoder:
         """Make the decoder behind a neck of `in_width` channels that predicts `out` numbers a patch."""
-        return TransformerDecoder(neck, in_width, out, grid, width=self.width, depth=self.depth, heads=self.heads)
+        return TransformerDecoder(
+            neck,
+            in_width,
+            out,
+            grid,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+        )
 
 
 class LinearDecoderConfig(Config):
