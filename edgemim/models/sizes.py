@@ -14,17 +14,17 @@ class VitConfig(Config):
 
     name: Literal["vit"] = "vit"
     """The family."""
-    width: int = 192
+    width: int = pydantic.Field(default=192, ge=1)
     """Channels of a token."""
-    depth: int = 12
+    depth: int = pydantic.Field(default=12, ge=1)
     """Number of blocks."""
-    heads: int = 12
+    heads: int = pydantic.Field(default=12, ge=1)
     """Attention heads (the lightweight study uses 12 even at width 192; timm's vit_tiny has 3)."""
-    patch_size: int = 16
+    patch_size: int = pydantic.Field(default=16, ge=1)
     """Side of a patch in pixels."""
-    image_size: int = 224
+    image_size: int = pydantic.Field(default=224, ge=1)
     """Side of the square input in pixels."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = pydantic.Field(default=4.0, gt=0)
     """Hidden width of the MLP over the token width."""
 
     @pydantic.model_validator(mode="after")
@@ -35,8 +35,6 @@ class VitConfig(Config):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.width % 4:
             raise ValueError(f"width {self.width} is not a multiple of 4, which sine-cosine positions need")
-        if min(self.width, self.depth, self.heads, self.patch_size, self.image_size) < 1:
-            raise ValueError("width, depth, heads, patch_size and image_size are at least 1")
         return self
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -29,11 +30,10 @@ class KeyReport:
     used: tuple[str, ...]
     dropped: tuple[str, ...]
     new: tuple[str, ...]
-    reshaped: tuple[str, ...]
 
     def __str__(self) -> str:
         parts = [f"{len(self.used)} tensors loaded"]
-        for name in ("dropped", "new", "reshaped"):
+        for name in ("dropped", "new"):
             keys = getattr(self, name)
             if keys:
                 parts.append(f"{name}: {', '.join(keys[:6])}{f' and {len(keys) - 6} more' if len(keys) > 6 else ''}")
@@ -71,7 +71,7 @@ def load_weights(
         more = f" (and {len(faults) - 4} more)" if len(faults) > 4 else ""
         raise UserError(f"weights do not fit: {'; '.join(faults[:4])}{more}; check that the encoder's size is the same")
     model.load_state_dict(used, strict=False)
-    return KeyReport(tuple(used), tuple(dropped), tuple(new), ())
+    return KeyReport(tuple(used), tuple(dropped), tuple(new))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -145,7 +145,11 @@ def load_encoder(run: Path | str) -> Encoder:
     facts = read_facts(run)
     if facts["kind"] != "encoder":
         raise UserError(f"{run} holds a {facts['kind']} model, not a pre-trained encoder")
-    encoder = Encoder(VitConfig.model_validate(facts["encoder"]))
+    try:
+        config = VitConfig.model_validate(facts["encoder"])
+    except (KeyError, pydantic.ValidationError) as error:
+        raise UserError(f"{run / 'model' / FACTS_FILE} does not describe an encoder: {error}") from error
+    encoder = Encoder(config)
     load_weights(encoder.vit, read_tensors(run / "model" / MODEL_FILE))
     return encoder.eval()
 
@@ -163,10 +167,14 @@ def to_timm(encoder: Encoder, num_classes: int = 0) -> VisionTransformer:
 
 def from_timm(model: VisionTransformer) -> Encoder:
     """An encoder with a timm `VisionTransformer`'s weights; its head is left behind. Raises UserError on a variant
-    that the plain encoder does not cover (no class token, register tokens, other norms)."""
+    that the plain encoder does not cover (no class token, register tokens, other blocks, norms or activations)."""
     patch = model.patch_embed.patch_size[0]
     block = model.blocks[0]
-    assert isinstance(block, Block) and isinstance(block.attn, Attention) and isinstance(block.mlp, Mlp)
+    if not (isinstance(block, Block) and isinstance(block.attn, Attention) and isinstance(block.mlp, Mlp)):
+        raise UserError(f"this timm model is made of {type(block).__name__}s, not of a plain ViT's blocks")
+    # Neither shows in the names or shapes of the weights.
+    if getattr(block.norm1, "eps", None) != 1e-6 or not isinstance(block.mlp.act, nn.GELU):
+        raise UserError("this timm model has another norm or activation than a plain ViT (LayerNorm eps 1e-6, GELU)")
     config = VitConfig(
         width=model.embed_dim,
         depth=len(model.blocks),
