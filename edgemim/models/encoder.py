@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -125,13 +126,13 @@ class Encoder(nn.Module):
             attention: blocks whose attention logits are wanted.
             fill: a mask token: then every patch passes through the blocks, masked ones as this token (SimMIM, BEiT).
         """
-        depth = len(self.vit.blocks)
-        wanted = {depth} if taps is None else set(taps)
+        wanted = {len(self.vit.blocks)} if taps is None else set(taps)
         visible = mask.visible if mask is not None and fill is None else None
         x = self._embed(images, visible, mask, fill)
         tokens = {0: x} if 0 in wanted else {}
         logits: dict[int, Tensor] = {}
-        for number, block in enumerate(self.vit.blocks, start=1):
+        # Blocks behind the deepest that is wanted are not run.
+        for number, block in enumerate(islice(self.vit.blocks, max({0, *wanted, *attention})), start=1):
             if number in attention:
                 assert isinstance(block, Block)
                 logits[number] = attention_logits(block.attn, block.norm1(x))

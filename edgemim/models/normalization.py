@@ -27,5 +27,9 @@ class Normalization:
         return images * std + mean
 
     def _columns(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        column = lambda values: torch.tensor(values, device=images.device).view(1, 3, 1, 1)  # noqa: E731
-        return column(self.mean), column(self.std)
+        return _column(self.mean, images.device), _column(self.std, images.device)
+
+
+def _column(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "1 3 1 1"]:
+    # Filled where it is used: a tensor made of host numbers is copied, and the copy makes the step wait for the GPU.
+    return torch.cat([torch.full((1, 1, 1, 1), value, device=device) for value in values], dim=1)
