@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from edgemim.errors import UserError
+from edgemim.methods.decoders import LinearDecoder
 from edgemim.methods.masking import RandomMasking
 from edgemim.methods.targets import PixelTarget, Target
 from edgemim.models.encoder import Encoder, Features, TokenMask
@@ -34,7 +36,10 @@ class Branch:
 
 
 class MaskedImageModel(Objective):
-    """Sum over branches of weight * mean over the scored tokens of loss(decoder(features), target(images))."""
+    """Sum over branches of weight * mean over the scored tokens of loss(decoder(features), target(images)).
+
+    Raises UserError, when it is composed, if no patch would stay visible or a decoder cannot do without the others.
+    """
 
     def __init__(
         self,
@@ -46,6 +51,8 @@ class MaskedImageModel(Objective):
         drop: bool = True,
     ) -> None:
         super().__init__()
+        masking.check(encoder.config.tokens)
+        _check(branches, drops=drop and masking.ratio > 0)
         self.encoder = encoder
         self.masking = masking
         self.branches = tuple(branches)
@@ -115,6 +122,17 @@ class MaskedImageModel(Objective):
         hidden = torch.where(rows, torch.full_like(true, 0.5), true)
         full = torch.where(rows, self.normalization.undo(painted), true)
         return hidden, full.clamp(0, 1)
+
+
+def _check(branches: Sequence[Branch], drops: bool) -> None:
+    if len({branch.name for branch in branches}) < len(branches):
+        raise ValueError("branches need distinct names: their decoders are saved under them")
+    for branch in branches:
+        if drops and isinstance(branch.decoder, LinearDecoder):
+            raise UserError(
+                f"a linear decoder cannot predict the dropped patches of branch '{branch.name}'; "
+                "take a transformer decoder, or mask ratio 0"
+            )
 
 
 def _union(branches: Sequence[Branch], attribute: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from edgemim.config import Config
+from edgemim.errors import UserError
 from edgemim.models.encoder import TokenMask
 
 
@@ -25,17 +26,22 @@ class RandomMasking(Config):
         """Mask `tokens` patches for each key; int(tokens * (1 - ratio)) stay visible."""
         return mask_by_noise(keyed_uniform(keys, tokens), self.ratio)
 
+    def check(self, tokens: int) -> None:
+        """Raises UserError if no patch of `tokens` would stay visible."""
+        visible_count(tokens, self.ratio)
 
-def mask_by_noise(noise: Float[Tensor, "b n"], ratio: float) -> TokenMask:
-    """The int(n * (1 - ratio)) tokens with the smallest noise stay visible, as in the published code.
 
-    Raises:
-        ValueError: if no token would stay visible.
-    """
-    tokens = noise.shape[1]
+def visible_count(tokens: int, ratio: float) -> int:
+    """int(tokens * (1 - ratio)), as in the published code. Raises UserError if that is none."""
     kept = int(tokens * (1 - ratio))
     if kept < 1:
-        raise ValueError(f"mask ratio {ratio} leaves none of {tokens} patches visible")
+        raise UserError(f"mask ratio {ratio} leaves none of {tokens} patches visible; lower 'mask_ratio'")
+    return kept
+
+
+def mask_by_noise(noise: Float[Tensor, "b n"], ratio: float) -> TokenMask:
+    """The `visible_count` tokens with the smallest noise stay visible. Raises UserError if that is none."""
+    kept = visible_count(noise.shape[1], ratio)
     visible = noise.argsort(dim=1, stable=True)[:, :kept].sort(dim=1).values
     masked = torch.ones_like(noise, dtype=torch.bool).scatter(1, visible, False)
     return TokenMask(masked, visible)
