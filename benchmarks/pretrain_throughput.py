@@ -22,7 +22,7 @@ import tyro
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from edgemim.commands.pretrain import PretrainConfig, build
+from edgemim.commands.pretrain import PretrainConfig, build, build_teacher
 from edgemim.config import Config
 from edgemim.data.folders import scan_folder
 from edgemim.data.loader import Batch, build_loader
@@ -136,7 +136,7 @@ def own_case(config: ThroughputConfig, device: torch.device, *, compiled: bool, 
         device=device.type,
         compile=compiled,
     )
-    model = build(settings, device)
+    model = build(settings, device, build_teacher(settings, device))
     optimizer = build_adamw(model, weight_decay=0.05, betas=(0.9, 0.95))
     plan = Plan(steps_per_epoch=10**6, total_steps=10**6, warmup_steps=0)
     folder = Path("unused")

@@ -24,7 +24,7 @@ from edgemim.models.sizes import EncoderConfig, VitConfig
 from edgemim.models.weights import save_model
 from edgemim.run import RunRecord
 from edgemim.tasks.task import spread_over_classes, stratified_split
-from edgemim.teachers import TeacherConfig
+from edgemim.teachers import Teacher, TeacherConfig
 from edgemim.training.distributed import World, open_world
 from edgemim.training.optim import build_adamw
 from edgemim.training.recipe import Plan, TrainingConfig
@@ -77,11 +77,15 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         splits = find_splits(config.data)
         folder = scan_folder(splits.get("train", config.data), progress=world.is_main)
         torch.manual_seed(config.seed)
-        model = build(config, world.device)
+        teacher = build_teacher(config, world.device)
+        model = build(config, world.device, teacher)
         plan = Plan.of(config, steps_per_epoch(len(folder), config.batch_size))
         out, lock = open_run_folder("pretrain", config, world)
         try:
             with RunRecord("pretrain", out, config, enabled=world.is_main) as record:
+                if teacher is not None and world.is_main:
+                    record.results["teacher"] = teacher.summary
+                    print(f"teacher: {teacher.summary}")
                 _train(config, model, folder, splits.get("val"), plan, world, record)
         finally:
             if lock is not None:
@@ -91,18 +95,23 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     return record.results
 
 
-def build(config: PretrainConfig, device: torch.device) -> MaskedImageModel:
-    """The masked image model that a configuration describes, freshly initialised from torch's generator.
-
-    The teacher is moved apart: it is no part of the model's module tree, so that no checkpoint ever holds it.
-    """
+def build(config: PretrainConfig, device: torch.device, teacher: Teacher | None = None) -> MaskedImageModel:
+    """The masked image model that a configuration describes, freshly initialised from torch's generator."""
     encoder = Encoder(config.encoder)
-    teacher = None
-    if config.teacher is not None:
-        if config.method.name == "mae":
-            raise UserError("method mae has no teacher; leave --teacher out, or give --method feature_distill")
-        teacher = config.teacher.build(config.encoder.image_size, config.encoder.grid).to(device)
     return config.method.build(encoder, Normalization(config.mean, config.std), teacher).to(device)
+
+
+def build_teacher(config: PretrainConfig, device: torch.device) -> Teacher | None:
+    """The frozen teacher, if the method has one. It is no part of the model's module tree: no checkpoint holds it.
+
+    Raises:
+        UserError: if a teacher is given to a method without one, or its grid cannot meet the student's.
+    """
+    if config.teacher is None:
+        return None
+    if config.method.name == "mae":
+        raise UserError("method mae has no teacher; leave --teacher out, or give --method feature_distill")
+    return config.teacher.build(config.encoder.image_size, config.encoder.grid).to(device)
 
 
 def _train(
