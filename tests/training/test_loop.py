@@ -47,8 +47,9 @@ def teacher() -> Teacher:
 
 
 def distilled() -> Objective:
+    frozen = teacher()  # first: making it draws random numbers
     torch.manual_seed(0)
-    return FeatureDistillConfig().build(nano_encoder(), NORMALIZATION, teacher())
+    return FeatureDistillConfig().build(nano_encoder(), NORMALIZATION, frozen)
 
 
 def classifier() -> Objective:
