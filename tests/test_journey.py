@@ -74,20 +74,23 @@ def test_the_artifact_stands_alone(journey: dict[str, Path]) -> None:
 
 
 def test_int8_is_judged_and_the_verdict_recorded(journey: dict[str, Path]) -> None:
+    refused = ""
     try:
         edgemim.quantize(edgemim.QuantizeConfig(artifact=journey["artifact"]))
-        manifest = edgemim.Artifact.open(journey["artifact"]).manifest
-        assert "onnx-int8" in manifest.files
-        assert manifest.quantization["onnx-int8"]["images"] > 0
     except GateRefused as refusal:
         # A model this small may well be slower in INT8: then the gate says so and FP32 stays whole.
-        assert set(edgemim.Artifact.open(journey["artifact"]).manifest.files) == {"onnx-fp32"}
-        assert any(word in str(refusal) for word in ("slower", "agreement", "cosine", "drop"))
+        refused = str(refusal)
+        assert any(word in refused for word in ("slower", "agreement", "cosine", "drop"))
+    manifest = edgemim.Artifact.open(journey["artifact"]).manifest
+    assert "onnx-fp32" in manifest.files
+    for key in set(manifest.files) - {"onnx-fp32"}:
+        assert manifest.quantization[key]["images"] > 0
+    assert refused or len(manifest.files) > 1
 
 
 def test_benchmark_ends_the_chain(journey: dict[str, Path], tmp_path: Path) -> None:
     config = edgemim.BenchmarkConfig.model_validate(
-        {"artifacts": [journey["artifact"]], "out": tmp_path / "bench", "seconds": 0.1, "batch_sizes": (1, 4)}
+        {"artifacts": [journey["artifact"]], "out": tmp_path / "bench", "seconds": 0.1, "batch": 4}
     )
     edgemim.benchmark(config)
     rows = results(tmp_path / "bench")["rows"]
