@@ -44,9 +44,16 @@ def _open_data(run: Path, data: Path | None, val: Path | None, labels: tuple[str
     if data is None and config.get("data"):
         data = Path(config["data"])
         val = val or (Path(config["val"]) if config.get("val") else None)
-    if data is None or (not given and not data.is_dir()):
+    if data is None:
         return None
-    opened = LabelledData.open(data, val, val_share=config.get("val_share", 0.1), seed=config.get("seed", 0))
-    if opened.train.classes != labels:
-        raise UserError(f"the classes of {data} are not those of the model in {run}; give the folder it was trained on")
+    try:
+        opened = LabelledData.open(data, val, val_share=config.get("val_share", 0.1), seed=config.get("seed", 0))
+        if opened.train.classes != labels:
+            raise UserError(
+                f"the classes of {data} are not those of the model in {run}; give the folder it was trained on"
+            )
+    except UserError:
+        if given:
+            raise
+        return None  # what needs the images will say that they are gone
     return opened

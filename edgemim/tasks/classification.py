@@ -66,9 +66,10 @@ class ClassificationTask(Task):
     def forward(self, images: Tensor, keys: Tensor, labels: Tensor) -> StepOutput:
         """Cross entropy of uint8 images [b, 3, s, s] with int64 labels [b]."""
         x = self.normalization.apply(images)
-        x, soft = self._mix(x, labels)
+        x, mixed = self._mix(x, labels)
         logits = self.model(x).float()
-        loss = F.cross_entropy(logits, soft, label_smoothing=0.0 if self._mixes else self.mixing.smoothing)
+        # timm's mixup smooths the labels that it blends.
+        loss = F.cross_entropy(logits, mixed, label_smoothing=self.mixing.smoothing if mixed is labels else 0.0)
         return StepOutput(loss, {"train_top1": (logits.argmax(1) == labels).float().mean().detach()})
 
     @torch.no_grad()
@@ -81,7 +82,7 @@ class ClassificationTask(Task):
         return self.mixing.mixup > 0 or self.mixing.cutmix > 0
 
     def _mix(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if not (self.training and self._mixes) or len(x) % 2:
+        if not (self.training and self._mixes):
             return x, labels
         mixup = Mixup(
             mixup_alpha=self.mixing.mixup,
@@ -89,10 +90,13 @@ class ClassificationTask(Task):
             label_smoothing=self.mixing.smoothing,
             num_classes=len(self.labels),
         )
+        count = len(x)
+        if count % 2:  # timm pairs the first with the last and wants an even number: the last image stands twice
+            x, labels = torch.cat([x, x[-1:]]), torch.cat([labels, labels[-1:]])
         # The loop seeds torch by (seed, step, rank, part): a number known on the host, so nothing waits for the device.
         with seeded_globals(torch.initial_seed()):
             mixed, soft = mixup(x, labels)
-        return mixed, soft
+        return mixed[:count], soft[:count]
 
 
 def build_model(architecture: dict[str, Any], num_classes: int, *, drop_path: float = 0.0) -> nn.Module:

@@ -43,11 +43,11 @@ class LabelledData:
         Raises:
             UserError: without at least two classes, or if the classes of both parts differ.
         """
-        splits = find_splits(data) if val is None else {}
+        splits = find_splits(data)
         train = scan_folder(splits.get("train", data))
         if len(train.classes) < 2:
             raise UserError(f"{train.root} has no classes; put the images into one folder a class, at least two")
-        other = val or splits.get("val")
+        other = val or splits.get("val") or splits.get("test")
         if other is not None:
             held = scan_folder(other).with_classes(train.classes)
             return LabelledData(train, held, f"folder {other}")
@@ -102,10 +102,11 @@ class Task(Objective):
         raise NotImplementedError
 
     def held_out(self, data: Path | None = None) -> ImageFolder:
-        """The images to measure on: the run's own, or those of another folder (its val/ where it has one)."""
+        """The images to measure on: the run's own, or those of another folder (its val/ or test/ where it has one)."""
         if data is None:
             return self._opened().val
-        return scan_folder(find_splits(data).get("val", data)).with_classes(self.labels)
+        splits = find_splits(data)
+        return scan_folder(splits.get("val") or splits.get("test") or data).with_classes(self.labels)
 
     def export_module(self) -> nn.Module:
         """The model from normalised images to its outputs, in evaluation mode and float32."""
@@ -135,7 +136,7 @@ class Task(Objective):
 
     def _opened(self) -> LabelledData:
         if self.data is None:
-            raise UserError("the run's images are no longer where they were; give --data DIR")
+            raise UserError("the run's images are no longer as they were; give --data DIR")
         return self.data
 
 
