@@ -1,0 +1,217 @@
+"""`edgemim export`: a fine-tuned run becomes an artifact whose answers were compared with PyTorch's."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pydantic
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from edgemim.commands.quantize import QuantizeConfig, quantize
+from edgemim.edge.artifact import (
+    METADATA_PREFIX,
+    Artifact,
+    Manifest,
+    ModelFile,
+    create,
+    describe_file,
+    onnx_metadata,
+    sha256_of,
+)
+from edgemim.edge.runtime import Session, open_session
+from edgemim.errors import ModelRefused, UserError
+from edgemim.export.onnx import DEFAULT_OPSET, export_onnx
+from edgemim.export.openvino import convert, missing_packages, require_packages
+from edgemim.export.parity import DEFAULT_TOLERANCE, Parity, check_weights, measure_parity, refuse_if_apart
+from edgemim.export.quantize import Int8Config
+from edgemim.export.staging import check_free, staged
+from edgemim.models.weights import MODEL_FILE
+from edgemim.run import RunRecord, find_run, installed_versions
+from edgemim.tasks import Task, load_task
+
+
+class ExportConfig(Int8Config):
+    """Make an artifact of a fine-tuned run: ONNX, compared with PyTorch on real images; with --int8 also quantised.
+
+    Example: edgemim export runs/finetune-... --onnx --int8
+    """
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder of a fine-tuning run; default the newest."""
+    onnx: bool = True
+    """Write ONNX; every other format is made from it, so it cannot be left out."""
+    openvino: bool = False
+    """Write OpenVINO's own format too (and with --int8, its INT8 too, or fail where it is not installed)."""
+    int8: bool = False
+    """Then quantise, as `edgemim quantize` does; the options below from --targets on belong to it."""
+    out: Path | None = None
+    """Folder of the artifact; default RUN/artifact."""
+    overwrite: bool = False
+    """Replace the artifact that is there, once the new one has passed its gate."""
+    opset: int = pydantic.Field(default=DEFAULT_OPSET, ge=18, le=23)
+    """Version of ONNX's operators."""
+    fixed_batch: int | None = pydantic.Field(default=None, ge=1)
+    """Take exactly so many images at once; default any number."""
+    parity_images: int = pydantic.Field(default=64, ge=1)
+    """Held-out images that the exported files are compared with PyTorch on."""
+    tolerance: float = pydantic.Field(default=DEFAULT_TOLERANCE, gt=0)
+    """Largest difference of an output from PyTorch's, over the largest output (at least 1)."""
+
+
+def export_model(config: ExportConfig) -> dict[str, Any]:
+    """Export a run; returns what stands in the artifact's run.json under 'results'.
+
+    Raises:
+        UserError: bad input, nothing to export, no images to compare on.
+        GateRefused: parity out of tolerance (no artifact is left, an older one stays), or INT8 refused (FP32 stays).
+        ModelRefused, MissingLibrary: a model or library that does not do.
+    """
+    if not config.onnx:
+        raise UserError("--no-onnx leaves nothing to export: every other format is made from ONNX; leave the flag out")
+    if config.openvino:
+        require_packages(quantize=config.int8)
+    run = find_run(config.run, "finetune")
+    out = config.out or run / "artifact"
+    check_free(out, overwrite=config.overwrite)
+    task = load_task(run, data=config.data, val=config.val)
+    with staged(out) as folder, RunRecord("export", folder, config) as record:
+        artifact = _build(folder, run, task, config)
+        parities = _compare(artifact, _sessions(artifact, record), task, config)
+        record.results.update(run=str(run.resolve()), parity=dict(artifact.manifest.parity))
+        record.results["files"] = {key: entry.bytes for key, entry in artifact.manifest.files.items()}
+    _show(Artifact(out, artifact.manifest), parities)
+    if config.int8:
+        quantized = quantize(_quantize_config(config, out, run))
+        return {**record.results, "quantization": quantized["quantization"]}
+    print(f"artifact in {out}; next: edgemim benchmark {out}")
+    return record.results
+
+
+def _quantize_config(config: ExportConfig, out: Path, run: Path) -> QuantizeConfig:
+    shared = {name: getattr(config, name) for name in Int8Config.model_fields}
+    if config.openvino and not config.targets:
+        shared["targets"] = ("onnx-int8", "openvino-int8")
+    return QuantizeConfig(**shared, artifact=out, run=run)
+
+
+def _build(folder: Path, run: Path, task: Task, config: ExportConfig) -> Artifact:
+    """Write the model files and their manifest."""
+    module = task.export_module().cpu()
+    example = task.example_input(config.fixed_batch or 2)
+    manifest = Manifest(
+        name=run.resolve().name,
+        task=task.task_name,
+        input_name=task.input_name,
+        input_shape=(config.fixed_batch, *example.shape[1:]),
+        output_names=task.output_names,
+        preprocessing=task.preprocessing,
+        labels=task.labels,
+        opset=config.opset,
+        source=_source(run),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+    )
+    path = folder / "model.onnx"
+    with Console(stderr=True).status("exporting to ONNX"):
+        export_onnx(
+            module,
+            example,
+            path,
+            input_name=task.input_name,
+            output_names=task.output_names,
+            opset=config.opset,
+            dynamic_batch=config.fixed_batch is None,
+            metadata=_metadata(manifest),
+        )
+    files: dict[str, ModelFile] = {"onnx-fp32": describe_file(folder, path.name, format="onnx", precision="fp32")}
+    if config.openvino:
+        convert(path, folder / "openvino-fp32.xml")
+        files["openvino-fp32"] = describe_file(
+            folder, "openvino-fp32.xml", format="openvino", precision="fp32", companions=["openvino-fp32.bin"]
+        )
+    return create(folder, manifest.model_copy(update={"files": files, "parity": _weights(module, path)}))
+
+
+def _weights(module: nn.Module, path: Path) -> dict[str, float | int]:
+    found, total = check_weights(module, path)
+    return {"weights_identical": found, "weights": total}
+
+
+def _source(run: Path) -> dict[str, Any]:
+    return {
+        "run": str(run.resolve()),
+        "checkpoint_sha256": sha256_of(run / "model" / MODEL_FILE),
+        "exporter": "torch.onnx, dynamo",
+        "exported": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": installed_versions(),
+    }
+
+
+def _metadata(manifest: Manifest) -> dict[str, str]:
+    """What the file says about itself. No path and no date: the same run gives the same file."""
+    facts = {
+        "opset": manifest.opset,
+        "checkpoint_sha256": manifest.source["checkpoint_sha256"],
+        "versions": manifest.source["versions"],
+        "parameters": manifest.parameters,
+    }
+    return onnx_metadata(manifest) | {METADATA_PREFIX + key: json.dumps(value) for key, value in facts.items()}
+
+
+def _compare(artifact: Artifact, sessions: dict[str, Session], task: Task, config: ExportConfig) -> dict[str, Parity]:
+    """The gate: compare each session with PyTorch, record the figures. Raises GateRefused."""
+    manifest = artifact.manifest
+    batches = (images for images, _ in task.evaluation_batches(config.parity_images))
+    parities = measure_parity(
+        task.export_module().cpu(),
+        sessions,
+        batches,
+        input_name=manifest.input_name,
+        output_name=manifest.output_names[0],
+        fixed=config.fixed_batch,
+    )
+    refuse_if_apart(parities, config.tolerance)
+    figures: dict[str, float | int] = {
+        "images": next(iter(parities.values())).images,
+        "tolerance": config.tolerance,
+        "max_abs_error": float(np.max([parity.max_abs_error for parity in parities.values()])),
+        "relative_error": float(np.max([parity.relative_error for parity in parities.values()])),
+        "cosine": float(np.min([parity.cosine for parity in parities.values()])),
+    }
+    for runtime, parity in parities.items():
+        figures |= {f"{runtime}_max_abs_error": parity.max_abs_error, f"{runtime}_cosine": parity.cosine}
+    artifact.manifest = manifest.model_copy(update={"parity": {**manifest.parity, **figures}})
+    artifact.save_manifest()
+    return parities
+
+
+def _sessions(artifact: Artifact, record: RunRecord) -> dict[str, Session]:
+    sessions = {"onnxruntime": open_session(artifact)}
+    if not missing_packages(quantize=False):
+        try:
+            sessions["openvino"] = open_session(artifact, runtime="openvino")
+        except ModelRefused as error:
+            record.warn(f"{error}; the artifact is for ONNX Runtime alone")
+    if "openvino-fp32" in artifact.manifest.files:
+        sessions["openvino_ir"] = open_session(artifact, "openvino-fp32")
+    return sessions
+
+
+def _show(artifact: Artifact, parities: dict[str, Parity]) -> None:
+    table = Table(title=f"parity with PyTorch on {next(iter(parities.values())).images} images")
+    for column in ("runtime", "largest error", "over scale", "least cosine"):
+        table.add_column(column, justify="left" if column == "runtime" else "right")
+    for runtime, parity in parities.items():
+        table.add_row(runtime, f"{parity.max_abs_error:.2g}", f"{parity.relative_error:.2g}", f"{parity.cosine:.7f}")
+    console = Console()
+    console.print(table)
+    figures = artifact.manifest.parity
+    print(f"{figures['weights_identical']} of {figures['weights']} weights found in the file bit for bit")
+    for key in artifact.manifest.files:
+        print(f"{key}: {artifact.file(key)}, {artifact.size_bytes(key) / 2**20:.2f} MiB")

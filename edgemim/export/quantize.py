@@ -1,0 +1,255 @@
+"""INT8 files of an artifact, one for each target, each judged against FP32 before it may stay.
+
+No single INT8 file is fastest everywhere: ONNX Runtime wants dynamic quantisation, OpenVINO wants NNCF's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+
+from edgemim.config import Config
+from edgemim.edge.artifact import Artifact, ModelFile, describe_file
+from edgemim.edge.machine import INT8_FLAGS, cpu_flags
+from edgemim.edge.runtime import open_session
+from edgemim.errors import UserError
+from edgemim.export.fidelity import Fidelity, Speed, compare_models, summarise, thread_counts, time_models
+from edgemim.export.onnxruntime import quantize_dynamic_onnx
+from edgemim.export.openvino import missing_packages, quantize_transformer, require_packages
+from edgemim.export.parity import chunks
+from edgemim.tasks.task import Task
+
+Target = Literal["onnx-int8", "openvino-int8"]
+Isa = Literal["auto", "vnni", "portable"]
+_RUNTIME = {"onnx-int8": "onnxruntime", "openvino-int8": "openvino"}
+_ATTEMPTS = 3
+
+
+class Int8Config(Config):
+    """How INT8 files are made, and what they must reach to stay."""
+
+    targets: tuple[Target, ...] = ()
+    """Files to make; default onnx-int8, and openvino-int8 where openvino and nncf are installed."""
+    isa: Isa = "auto"
+    """vnni: full 8-bit weights; portable: 7-bit weights, which no CPU's 16-bit sums overflow; auto: as this CPU can."""
+    calibration: int = pydantic.Field(default=300, ge=1)
+    """Training images that OpenVINO's activation ranges are taken from (all, if there are fewer)."""
+    images: int = pydantic.Field(default=500, ge=1)
+    """Held-out images that INT8 is judged on (all, if there are fewer)."""
+    max_drop: float = pydantic.Field(default=1.0, ge=0)
+    """Largest loss of top-1 accuracy, percentage points."""
+    min_agreement: float = pydantic.Field(default=99.0, ge=0, le=100)
+    """Least share of images where INT8 and FP32 name the same class, percent."""
+    min_cosine: float = pydantic.Field(default=0.999, ge=-1, le=1)
+    """Least mean cosine of INT8's and FP32's logits."""
+    threads: tuple[int, ...] = (1, 0)
+    """CPU threads that the speed is measured with; 0 is all usable CPUs. INT8 must be faster with each."""
+    seconds: float = pydantic.Field(default=1.5, gt=0)
+    """Least time that each model runs for, for each thread count, over 5 interleaved blocks."""
+    force: bool = False
+    """Keep INT8 files that the gate refuses; the manifest records it with the reasons."""
+    data: Path | None = None
+    """Images to use instead of the run's own: one folder a class, or a folder with train/ and val/."""
+    val: Path | None = None
+    """Held-out images, where they are not beside those of --data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of one target.
+
+    Attributes:
+        key: the target.
+        outcome: 'kept', 'forced' or 'refused'.
+        reasons: what the gate holds against it.
+        report: the figures, as the manifest and run.json keep them; accuracies and agreement in percent.
+    """
+
+    key: str
+    outcome: Literal["kept", "forced", "refused"]
+    reasons: tuple[str, ...]
+    report: dict[str, Any]
+
+
+def pick_targets(asked: Sequence[Target]) -> tuple[Target, ...]:
+    """The targets to make. Raises MissingLibrary if one was asked for whose packages are not installed."""
+    if not asked:
+        return ("onnx-int8",) if missing_packages(quantize=True) else ("onnx-int8", "openvino-int8")
+    if "openvino-int8" in asked:
+        require_packages(quantize=True)
+    return tuple(dict.fromkeys(asked))
+
+
+def pick_isa(asked: Isa, flags: Sequence[str] | None = None) -> Literal["vnni", "portable"]:
+    """'vnni' where the CPU (its `flags` if given) adds 8-bit products in 32 bits, else 'portable', unless asked."""
+    if asked != "auto":
+        return asked
+    return "vnni" if INT8_FLAGS & set(cpu_flags() if flags is None else flags) else "portable"
+
+
+def quantize_artifact(artifact: Artifact, task: Task, config: Int8Config, *, overwrite: bool = False) -> list[Verdict]:
+    """Make and judge each target; what passes (or is forced) joins the artifact, of the rest nothing stays.
+
+    The FP32 file is only read. `artifact.manifest` is replaced when a file joins.
+
+    Raises:
+        UserError: a target is there already and `overwrite` is not set; the task's images or labels do not fit.
+        MissingLibrary: a target was asked for whose packages are missing.
+        ModelRefused: a quantiser or runtime cannot handle the model.
+    """
+    targets = pick_targets(config.targets)
+    there = [key for key in targets if key in artifact.manifest.files]
+    if there and not overwrite:
+        raise UserError(f"{artifact.folder} has {' and '.join(there)} already; --overwrite makes it again")
+    if task.labels != artifact.manifest.labels:
+        raise UserError(f"the classes of the run are not those of {artifact.folder}; give the run it was exported from")
+    return [_quantize(artifact, key, task, config) for key in targets]
+
+
+def _quantize(artifact: Artifact, key: Target, task: Task, config: Int8Config) -> Verdict:
+    with _trial(artifact.folder) as trial:
+        entry, recipe = _build(artifact, key, trial, task, config)
+        files = {**artifact.manifest.files, key: entry}
+        candidate = Artifact(artifact.folder, artifact.manifest.model_copy(update={"files": files}))
+        fidelity, speeds = _measure(candidate, key, task, config)
+        reasons = tuple(objections(fidelity, speeds, config))
+        outcome = "kept" if not reasons else "forced" if config.force else "refused"
+        report = {
+            **_report(fidelity, speeds, config),
+            **recipe,
+            "isa": entry.isa,
+            "runtime": _RUNTIME[key],
+            "size_bytes": candidate.size_bytes(key),
+            "size_bytes_fp32": candidate.size_bytes("onnx-fp32"),
+            "outcome": outcome,
+            "forced": outcome == "forced",
+            "reasons": list(reasons),
+        }
+        if outcome != "refused":
+            _install(artifact, key, entry, report)
+    return Verdict(key, outcome, reasons, report)
+
+
+@contextlib.contextmanager
+def _trial(folder: Path) -> Iterator[Path]:
+    """A folder inside the artifact for a file that is not part of it yet; gone at the end, whatever happens."""
+    trial = Path(tempfile.mkdtemp(prefix=".trial-", dir=folder))
+    try:
+        yield trial
+    except OSError as error:
+        raise UserError(f"cannot write below {folder}: {error.strerror or error}; free space and try again") from error
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+
+
+def _build(
+    artifact: Artifact, key: Target, trial: Path, task: Task, config: Int8Config
+) -> tuple[ModelFile, dict[str, Any]]:
+    isa = pick_isa(config.isa)
+    source = artifact.file("onnx-fp32")
+    notes = "8-bit weights" if isa == "vnni" else "7-bit weights, safe on CPUs without 8-bit dot products"
+    if key == "onnx-int8":
+        quantize_dynamic_onnx(source, trial / "model-int8.onnx", full_range=isa == "vnni")
+        entry = describe_file(
+            artifact.folder, f"{trial.name}/model-int8.onnx", format="onnx", precision="int8", isa=isa, notes=notes
+        )
+        return entry, {"recipe": "ONNX Runtime dynamic, per channel, MatMul and Gemm", "calibration_images": 0}
+    images, digest = calibration_images(task, config.calibration)
+    inputs = list(chunks(images, artifact.manifest.input_shape[0] or 1))
+    name = artifact.manifest.input_name
+    quantize_transformer(source, trial / "openvino-int8.xml", inputs, input_name=name, full_range=isa == "vnni")
+    entry = describe_file(
+        artifact.folder,
+        f"{trial.name}/openvino-int8.xml",
+        format="openvino",
+        precision="int8",
+        companions=[f"{trial.name}/openvino-int8.bin"],
+        isa=isa,
+        notes=notes,
+    )
+    recipe = "NNCF post-training, model_type=TRANSFORMER, patch embedding in float"
+    return entry, {"recipe": recipe, "calibration_images": len(images), "calibration_sha256": digest}
+
+
+def calibration_images(task: Task, count: int) -> tuple[np.ndarray, str]:
+    """Up to `count` normalised training images, float32 [n, 3, s, s], and the SHA-256 of their values.
+
+    Raises UserError if there are none.
+    """
+    batches = list(task.calibration_batches(count))
+    if not batches:
+        raise UserError("there are no training images to calibrate on; give --data DIR with images")
+    images = np.ascontiguousarray(np.concatenate(batches))
+    return images, hashlib.sha256(images.tobytes()).hexdigest()
+
+
+def _measure(candidate: Artifact, key: Target, task: Task, config: Int8Config) -> tuple[Fidelity, list[Speed]]:
+    manifest, runtime = candidate.manifest, _RUNTIME[key]
+    fixed = manifest.input_shape[0]
+    fidelity = compare_models(
+        open_session(candidate, "onnx-fp32", runtime=runtime),
+        open_session(candidate, key),
+        task.evaluation_batches(config.images),
+        input_name=manifest.input_name,
+        output_name=manifest.output_names[0],
+        fixed=fixed,
+    )
+    inputs = {manifest.input_name: task.example_input(fixed or 1).numpy()}
+    speeds = []
+    for threads in thread_counts(config.threads):
+        fp32 = open_session(candidate, "onnx-fp32", runtime=runtime, threads=threads)
+        int8 = open_session(candidate, key, threads=threads)
+        speeds.append(time_models(fp32, int8, inputs, seconds=config.seconds, attempts=_ATTEMPTS))
+    return fidelity, speeds
+
+
+def objections(fidelity: Fidelity, speeds: Sequence[Speed], config: Int8Config) -> Iterator[str]:
+    """What the gate holds against an INT8 model: nothing, if it may stay. Figures that are no numbers count against it."""
+    drop = fidelity.drop_points
+    if drop is not None and not drop <= config.max_drop:
+        yield f"accuracy drop of {drop:.2f} points (at most {config.max_drop:g})"
+    if not fidelity.agreement >= config.min_agreement:
+        yield f"agreement of {fidelity.agreement:.2f} % (at least {config.min_agreement:g} %)"
+    if not fidelity.cosine >= config.min_cosine:
+        yield f"cosine of {fidelity.cosine:.5f} (at least {config.min_cosine:g})"
+    for speed in speeds:
+        if speed.verdict == "slower":
+            yield f"slower: {speed.ratio:.2f} of FP32's time with {speed.threads} threads (below 1)"
+
+
+def _report(fidelity: Fidelity, speeds: Sequence[Speed], config: Int8Config) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(fidelity),
+        "drop_points": fidelity.drop_points,
+        **summarise(speeds),
+        "speeds": [{**dataclasses.asdict(speed), "verdict": speed.verdict} for speed in speeds],
+        "thresholds": {name: getattr(config, name) for name in ("max_drop", "min_agreement", "min_cosine")}
+        | {"speed_ratio_below": 1.0},
+    }
+
+
+def _install(artifact: Artifact, key: str, entry: ModelFile, report: dict[str, Any]) -> None:
+    """Move a judged file from its trial folder into the artifact, then name it in the manifest."""
+    moved = {name: Path(name).name for name in (entry.path, *entry.companions)}
+    for source, name in moved.items():
+        os.replace(artifact.folder / source, artifact.folder / name)
+    companions = {moved[name]: digest for name, digest in entry.companions.items()}
+    installed = entry.model_copy(update={"path": moved[entry.path], "companions": companions})
+    manifest = artifact.manifest
+    artifact.manifest = manifest.model_copy(
+        update={
+            "files": {**manifest.files, key: installed},
+            "quantization": {**manifest.quantization, key: report},
+        }
+    )
+    artifact.save_manifest()
