@@ -100,7 +100,7 @@ class Report:
 
 
 def _numeric(cell: str) -> bool:
-    head = cell.strip().lstrip("±+-−<≥≤×").split(" ")[0].rstrip("%×")
+    head = cell.strip().lstrip("±+-−<≥≤×").split(" ")[0].rstrip("%×?")
     if head in ("", "–", "n/a"):
         return True
     try:
