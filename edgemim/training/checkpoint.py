@@ -20,8 +20,14 @@ from torch import Tensor
 from edgemim.errors import EdgemimError
 
 _NAME = re.compile(r"step-(\d{9})")
+_LINE = re.compile(r"([0-9a-f]{64})  (\w+\.(?:safetensors|json))", re.ASCII)
 _SUMS = "SHA256SUMS"
 _STATE = "state.json"
+_REMEDIES = {
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space within your quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+}
 
 
 class CheckpointError(EdgemimError):
@@ -68,7 +74,7 @@ class CheckpointFolder:
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             size = sum(map(len, files.values()))
-            remedy = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make the folder writable"
+            remedy = _REMEDIES.get(error.errno or 0, "make the folder writable")
             raise CheckpointError(
                 f"cannot write checkpoint {final} ({size:,} bytes): {error.strerror}; {remedy} and --resume"
             ) from error
@@ -76,19 +82,29 @@ class CheckpointFolder:
         return final
 
     def load_latest(self) -> Checkpoint | None:
-        """The newest checkpoint whose sums agree, or None; each damaged one is named on standard error."""
+        """The newest checkpoint whose sums agree, or None; each damaged one is named on standard error and set aside.
+
+        Raises:
+            CheckpointError: if there are checkpoints, but none is whole; then all are left where they are.
+        """
         self.clean()
-        damaged = []
+        damaged: dict[Path, str] = {}
         for path in self._paths():
             try:
                 checkpoint = read_checkpoint(path)
             except ValueError as error:
-                damaged.append(str(error))
+                damaged[path] = str(error)
                 print(f"warning: {error}; falling back to the checkpoint before it", file=sys.stderr)
                 continue
+            # Left in its place it would count among those that are kept, and push out the whole ones.
+            for other in damaged:
+                _set_aside(other)
             return checkpoint
         if damaged:
-            raise CheckpointError(f"no whole checkpoint is left in {self.folder}: {'; '.join(damaged)}; start anew")
+            reasons = "; ".join(damaged.values())
+            raise CheckpointError(
+                f"no whole checkpoint is left in {self.folder}: {reasons}; start anew with --overwrite"
+            )
         return None
 
     def clean(self) -> None:
@@ -130,6 +146,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(int(state.pop("step")), tensors, state)
 
 
+def _set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint; not deleted, because a disk that cannot be read now may be read later."""
+    target = path.with_name(path.name + ".damaged")
+    try:
+        shutil.rmtree(target, ignore_errors=True)
+        path.rename(target)
+    except OSError:
+        return  # it stays, and is found damaged again
+
+
 def _verified_files(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         lines = (path / _SUMS).read_text().splitlines()
@@ -138,15 +164,16 @@ def _verified_files(path: Path) -> Iterator[tuple[str, bytes]]:
     if not lines:
         raise ValueError(f"{path / _SUMS} is empty")
     for line in lines:
-        expected, _, name = line.partition("  ")
-        if not name or "/" in name:
+        found = _LINE.fullmatch(line)
+        if found is None:
             raise ValueError(f"{path / _SUMS} is damaged")
+        expected, name = found.groups()
         try:
             content = (path / name).read_bytes()
         except OSError as error:
-            raise ValueError(f"{path / name} cannot be read: {error.strerror}") from error
+            raise ValueError(f"{path / name} of its {_SUMS} cannot be read: {error.strerror}") from error
         if hashlib.sha256(content).hexdigest() != expected:
-            raise ValueError(f"{path / name} is damaged: its SHA-256 is not the one in {_SUMS}")
+            raise ValueError(f"{path / name} (or its line in {_SUMS}) is damaged: the SHA-256 is another")
         yield name, content
 
 
