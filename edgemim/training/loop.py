@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from edgemim.errors import EdgemimError, Interrupted, SavedOnSignal, UserError
+from edgemim.training.average import MovingAverage
 from edgemim.training.checkpoint import Checkpoint, CheckpointError, CheckpointFolder
-from edgemim.training.distributed import StopSignal, World
+from edgemim.training.distributed import World
 from edgemim.training.log import MetricsLog, ProgressLine
 from edgemim.training.meter import Meter
 from edgemim.training.objective import Objective
 from edgemim.training.optim import gradient_norm, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from edgemim.training.recipe import Plan, TrainingConfig, changed_settings
 from edgemim.training.schedule import warmup_cosine
+from edgemim.training.signals import stopped
+from edgemim.training.tally import Tally
 
 _FAILED_SAVES = 3
 _NONFINITE_IN_A_ROW = 3
-_REASONS = 1000
 
 
 class BatchLike(Protocol):
@@ -42,17 +44,6 @@ class BatchLike(Protocol):
     def to(self, device: torch.device) -> BatchLike:
         """The batch on another device."""
         ...
-
-
-@dataclass
-class Tally:
-    """Counts that survive a resume: images drawn, draws that could not be read, why, and steps that were not finite."""
-
-    seen: int = 0
-    unreadable: int = 0
-    reasons: dict[str, str] = field(default_factory=dict)
-    nonfinite_steps: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,11 +83,12 @@ class Trainer:
         self.checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints)
         self.settings = {**config.model_dump(mode="json"), "data": data_fingerprint, "world_size": world.size}
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
-        self.ema = self._build_ema()
+        self.ema = None if config.ema_decay is None else MovingAverage(objective.exported, config.ema_decay)
+        self._statistics = running_statistics(objective)
         self.tally = Tally()
         self._skipped: list[tuple[str, str]] = []
-        self._run_started = time.monotonic()
-        self._failed_saves = 0
+        self._run_started = self._saved_at = time.monotonic()
+        self._saved_step = self._failed_saves = 0
 
     def restore(self) -> int:
         """Load the newest whole checkpoint; return the step to go on from (0 if there is none).
@@ -104,16 +96,23 @@ class Trainer:
         Raises:
             UserError: if settings or data changed since, with the differences.
         """
-        checkpoint = self.checkpoints.load_latest()
+        # Read once and handed round: ranks that each chose the newest whole one might choose differently.
+        checkpoint = self.world.on_main(self.checkpoints.load_latest)
         if checkpoint is None:
             return 0
         changes = changed_settings(checkpoint.state["settings"], self.settings)
         if changes and not self.config.allow_change:
             raise UserError(f"cannot resume {self.folder}: {'; '.join(changes)}; undo that or give --allow-change")
-        self.objective.load_state_dict(checkpoint.tensors["model"])
-        load_optimizer_tensors(self.optimizer, self.objective, checkpoint.tensors["optimizer"])
-        if self.ema is not None and "ema" in checkpoint.tensors:
-            self.ema.load_state_dict(checkpoint.tensors["ema"])
+        try:
+            self.objective.load_state_dict(checkpoint.tensors["model"])
+            load_optimizer_tensors(self.optimizer, self.objective, checkpoint.tensors["optimizer"])
+            if self.ema is not None and "ema" in checkpoint.tensors:
+                self.ema.load_state_dict(checkpoint.tensors["ema"])
+        except (RuntimeError, KeyError) as error:
+            raise UserError(
+                f"cannot resume {self.folder}: its weights do not fit this model ({'; '.join(changes)}); "
+                "undo that, or start in another folder"
+            ) from error
         self.tally = Tally(**checkpoint.state["tally"])
         return checkpoint.step
 
@@ -126,38 +125,52 @@ class Trainer:
         """
         log = MetricsLog(self.folder, resume_step=start_step, enabled=self.world.is_main)
         progress = ProgressLine(self.plan.total_steps, start_step, label=self.label, enabled=self.world.is_main)
-        with StopSignal() as stop:
+        # A signal is only noted in here: a step that has begun is ended, and saved.
+        with self.world.stop.noting():
             try:
-                return self._loop(iter(batches), start_step, log, progress, stop)
+                return self._loop(iter(batches), start_step, log, progress)
             finally:
                 progress.close()
                 log.close()
 
-    def _loop(
-        self, batches: Iterator[BatchLike], start: int, log: MetricsLog, progress: ProgressLine, stop: StopSignal
-    ) -> Outcome:
+    def _loop(self, batches: Iterator[BatchLike], start: int, log: MetricsLog, progress: ProgressLine) -> Outcome:
         model = self.wrap()
         meter = Meter(self.world.device)
-        last_saved, saved_at = start, time.monotonic()
         figures: dict[str, float] = {}
-        checkpoint_steps = max(1, round(self.config.checkpoint_epochs * self.plan.steps_per_epoch))
+        self._saved_step, self._saved_at = start, time.monotonic()
         model.train()
         for step in range(start, self.plan.total_steps):
             self.step(model, batches, step, meter)
             done = step + 1
             if done % self.config.log_every == 0 or done == self.plan.total_steps:
                 figures = self._report(meter, done, log, progress)
-            stopping = self.world.any(stop.received is not None)
-            due = time.monotonic() - saved_at >= 60 * self.config.checkpoint_minutes or done % checkpoint_steps == 0
-            if due or stopping or done == self.plan.total_steps:
-                self._save(done, must=stopping or done == self.plan.total_steps)
-                last_saved, saved_at = done, time.monotonic()
-            if stopping:
-                self._leave(stop, last_saved)
+            self._keep(done)
             if done % self.plan.steps_per_epoch == 0 or done == self.plan.total_steps:
                 self._call_hooks(done, log)
                 model.train()
+        if start == self.plan.total_steps:  # killed after its last save, it may lack what the last hooks make
+            self._call_hooks(start, log)
         return self._outcome(meter, figures)
+
+    def _keep(self, done: int) -> None:
+        """At the boundary after `done` steps: agree on what is due, share what was unreadable, save, leave if asked to."""
+        minutes = (time.monotonic() - self._saved_at) / 60
+        by_clock = self.world.is_main and minutes >= self.config.checkpoint_minutes
+        stopping, due, unreadable = self.world.any_of(self._asked_to_stop, by_clock, bool(self._skipped))
+        if unreadable:
+            self.tally.share(self._skipped, self.world)
+            self._skipped = []
+        self.tally.check(self.config.max_unreadable, self.plan.steps_per_epoch * self.config.batch_size)
+        checkpoint_steps = max(1, round(self.config.checkpoint_epochs * self.plan.steps_per_epoch))
+        must = stopping or done == self.plan.total_steps
+        if must or due or done % checkpoint_steps == 0:
+            self._save(done, must=must)
+        if stopping:
+            self._leave()
+
+    @property
+    def _asked_to_stop(self) -> bool:
+        return self.world.stop.received is not None
 
     def step(self, model: nn.Module, batches: Iterator[BatchLike], step: int, meter: Meter) -> None:
         """One optimizer step, number `step` of the run; figures stay on the device, in the meter."""
@@ -172,6 +185,7 @@ class Trainer:
         dtype = self.config.autocast_dtype(self.world.device)
         parts = self.config.accumulate
         losses: dict[str, Tensor] = {}
+        before = [(buffer, buffer.clone()) for buffer in self._statistics]
         for part in range(parts):
             # What draws inside the model (drop-path, mixup) depends on these numbers alone: no generator to save.
             torch.manual_seed(_mix(self.config.seed, step, self.world.rank, part))
@@ -186,10 +200,10 @@ class Trainer:
                 (output.loss / parts).backward()
             for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
                 losses[name] = losses.get(name, 0) + value / parts
-        self._update(losses, meter)
+        self._update(losses, meter, before)
         meter.images += self.config.batch_size
 
-    def _update(self, losses: dict[str, Tensor], meter: Meter) -> None:
+    def _update(self, losses: dict[str, Tensor], meter: Meter, before: list[tuple[Tensor, Tensor]]) -> None:
         norm = gradient_norm(self.parameters)
         if self.config.clip_grad is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_grad, norm)
@@ -198,22 +212,15 @@ class Trainer:
         self.optimizer.found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in before:  # batch norm took the bad activations in already while it ran
+            buffer.copy_(torch.where(bad > 0, value, buffer))
         if self.ema is not None:
-            self.ema.update_parameters(self.objective.exported)
+            self.ema.update(self.objective.exported, bad)
         meter.add({**losses, "grad_norm": norm}, bad)
 
     def _count(self, batch: BatchLike) -> None:
         self.tally.seen += len(batch.images) * self.world.size
         self._skipped += batch.skipped
-
-    def _tally_skipped(self) -> None:
-        """Share what each rank could not read, so that every rank judges and saves the same counts."""
-        for part in self.world.gather(self._skipped):
-            self.tally.unreadable += len(part)
-            for path, reason in part:
-                if len(self.tally.reasons) < _REASONS:
-                    self.tally.reasons[path] = reason
-        self._skipped = []
 
     def _report(self, meter: Meter, done: int, log: MetricsLog, progress: ProgressLine) -> dict[str, float]:
         figures, worst = meter.read(self.world)
@@ -230,26 +237,21 @@ class Trainer:
                 f"the gradient was not finite in {worst} steps in a row before step {done}; no weight was touched by them. "
                 "Lower --base-lr, set --clip-grad, or give --precision fp32"
             )
-        self._check_unreadable()
         return figures
 
-    def _check_unreadable(self) -> None:
-        self._tally_skipped()
-        # Judged on a fair sample: a whole pass, or a thousand draws of a larger set.
-        enough = min(1000, self.plan.steps_per_epoch * self.config.batch_size)
-        share = self.tally.unreadable / max(self.tally.seen, 1)
-        if self.tally.seen >= enough and share > self.config.max_unreadable:
-            path, reason = next(iter(self.tally.reasons.items()))
-            raise UserError(
-                f"{share:.1%} of the images cannot be read (limit {self.config.max_unreadable:.1%}), such as {path}: {reason}; "
-                "run `edgemim data check`, mend the data, or raise --max-unreadable"
-            )
-
     def _save(self, step: int, *, must: bool) -> None:
-        if self.world.size == 1:  # saves by the clock are the main rank's alone: nothing to share then
-            self._tally_skipped()
-        if not self.world.is_main:
-            return
+        self._saved_at = time.monotonic()
+        try:
+            self.world.on_main(lambda: self._write(step))
+            self._saved_step, self._failed_saves = step, 0
+        except CheckpointError as error:
+            self._failed_saves += 1
+            if must or self._failed_saves >= _FAILED_SAVES:
+                raise
+            if self.world.is_main:
+                print(f"warning: {error}; training goes on until the next save", file=sys.stderr, flush=True)
+
+    def _write(self, step: int) -> None:
         self.tally.seconds += time.monotonic() - self._run_started
         self._run_started = time.monotonic()
         tensors = {
@@ -259,30 +261,39 @@ class Trainer:
         if self.ema is not None:
             tensors["ema"] = self.ema.state_dict()
         state: dict[str, Any] = {"settings": self.settings, "tally": vars(self.tally)}
-        try:
-            self.checkpoints.save(Checkpoint(step, tensors, state))
-            self._failed_saves = 0
-        except CheckpointError as error:
-            self._failed_saves += 1
-            if must or self._failed_saves >= _FAILED_SAVES:
-                raise
-            print(f"warning: {error}; training goes on until the next save", flush=True)
+        self.checkpoints.save(Checkpoint(step, tensors, state))
 
-    def _leave(self, stop: StopSignal, step: int) -> None:
+    def _leave(self) -> None:
         message = (
-            f"saved at step {step} of {self.plan.total_steps} in {self.folder}; give the same command with --resume"
+            f"saved at step {self._saved_step} of {self.plan.total_steps} in {self.folder}; "
+            f"to go on, give the same command with --out {self.folder} --resume"
         )
-        interrupted = self.world.any(stop.received == signal.SIGINT)
-        raise Interrupted(message) if interrupted else SavedOnSignal(message)
+        raise stopped(message, interrupted=self.world.any(self.world.stop.received == signal.SIGINT))
 
     def _call_hooks(self, done: int, log: MetricsLog) -> None:
         if self.world.is_main:
             self.objective.eval()
-            for hook in self.hooks:
+            try:
+                # Weights rest meanwhile: a signal cuts the hook short, however long it would take.
+                with self.world.stop.raising(True):
+                    self._run_hooks(done, log)
+            except (SavedOnSignal, Interrupted):
+                if not self._asked_to_stop:
+                    raise
+        if self.world.any(self._asked_to_stop):
+            if self._saved_step != done:
+                self._save(done, must=True)
+            self._leave()
+
+    def _run_hooks(self, done: int, log: MetricsLog) -> None:
+        for hook in self.hooks:
+            try:
                 figures = hook(done // self.plan.steps_per_epoch, done)
-                if figures:
-                    log.write(done, figures)
-        self.world.barrier()
+            except OSError as error:  # a picture that finds no room is no reason to stop
+                print(f"warning: after step {done}: {error}; training goes on", file=sys.stderr, flush=True)
+                continue
+            if figures:
+                log.write(done, figures)
 
     def wrap(self) -> nn.Module:
         """The objective as it is called: compiled if asked, and in DDP's care where there are several processes."""
@@ -294,11 +305,6 @@ class Trainer:
             model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
         return model
 
-    def _build_ema(self) -> AveragedModel | None:
-        if self.config.ema_decay is None:
-            return None
-        return AveragedModel(self.objective.exported, multi_avg_fn=get_ema_multi_avg_fn(self.config.ema_decay))
-
     def exported_state(self) -> dict[str, Tensor]:
         """The weights that the run hands on: the moving average where one was kept."""
         source = self.objective.exported if self.ema is None else self.ema.module
@@ -309,6 +315,13 @@ class Trainer:
         rate = meter.total_images / max(meter.total_seconds, 1e-9)
         wait = meter.total_wait / max(meter.total_seconds, 1e-9)
         return Outcome(self.plan.total_steps, self.tally.seconds, rate, wait, self.tally, figures)
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """The buffers that a forward pass itself changes: means and variances of batch norms."""
+    names = ("running_mean", "running_var")
+    found = (getattr(part, name, None) for part in module.modules() for name in names)
+    return [buffer for buffer in found if isinstance(buffer, Tensor)]
 
 
 def _mix(*numbers: int) -> int:
