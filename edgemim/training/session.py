@@ -9,35 +9,60 @@ from typing import Any
 import torch
 
 from edgemim.errors import UserError
-from edgemim.run import FolderLock, RunRecord, default_folder, prepare_folder
-from edgemim.training.distributed import World, restarted_by_agent
+from edgemim.run import FolderLock, RunRecord, default_folder, prepare_folder, write_text
+from edgemim.training.distributed import World, job_name, restarted_by_agent
 from edgemim.training.loop import BatchLike, EpochHook, Outcome, Trainer
 from edgemim.training.objective import Objective
 from edgemim.training.recipe import Plan, TrainingConfig
+
+_JOB = ".job"
+"""Names the torchrun job that a run folder belongs to, so that its restarts are known as such."""
 
 
 def open_run_folder(verb: str, config: TrainingConfig, world: World) -> tuple[Path, FolderLock | None]:
     """The run's folder, locked and checked before the first step; a restart by torchrun's agent resumes by itself.
 
     Raises:
-        UserError: if another run holds the folder, it is not empty, or it cannot be written.
+        UserError: if another run holds the folder, it is not empty, it cannot be written, or none is named where the
+            run is to be resumed or has several processes.
     """
-    if config.out is None and world.size > 1:
-        raise UserError("give --out FOLDER when several processes train together")
+    if config.out is None and (world.size > 1 or config.resume):
+        reason = "when several processes train together" if world.size > 1 else "with --resume: the run to go on with"
+        raise UserError(f"give --out FOLDER {reason}")
     folder = config.out or default_folder(verb)
-    lock = None
-    if world.is_main:
+    held: list[FolderLock] = []
+
+    def take() -> None:
         # Checked before the lock makes the folder, so that a refused path leaves nothing behind.
         if folder.is_file():
             raise UserError(f"{folder} is a file; give --out a folder")
-        lock = FolderLock(folder)
-        prepare_folder(folder, overwrite=config.overwrite and not restarted_by_agent(), resume=resumes(config))
-    world.barrier()
-    return folder, lock
+        held.append(FolderLock(folder))
+        prepare_folder(folder, overwrite=config.overwrite and not _own(folder), resume=config.resume or _own(folder))
+        if (job := job_name()) is not None:
+            write_text(folder / _JOB, job + "\n")
+
+    try:
+        world.on_main(take)
+    except UserError:
+        for lock in held:
+            lock.release()
+        raise
+    return folder, held[0] if held else None
+
+
+def _own(folder: Path) -> bool:
+    """Whether torchrun's agent started this process again, and the folder is that of the attempt before.
+
+    A restart alone says little: the attempt before may have been refused this very folder.
+    """
+    try:
+        return restarted_by_agent() and (folder / _JOB).read_text().strip() == job_name()
+    except OSError:
+        return False
 
 
 def resumes(config: TrainingConfig) -> bool:
-    """Whether the run goes on from a checkpoint."""
+    """Whether the run goes on from a checkpoint, where there is one."""
     return config.resume or restarted_by_agent()
 
 
@@ -71,8 +96,9 @@ def run_training(
         hooks=hooks,
     )
     start = trainer.restore() if resumes(config) else 0
-    if start and world.is_main:
-        print(f"resuming at step {start} of {plan.total_steps}")
+    if resumes(config) and world.is_main:
+        found = f"resuming at step {start} of {plan.total_steps}"
+        print(found if start else f"no checkpoint in {record.folder} yet: starting at step 0")
     record.results["parameters"] = sum(p.numel() for p in objective.exported.parameters())
     try:
         outcome = trainer.run(batches(start), start)

@@ -45,12 +45,28 @@ def test_an_old_result_is_kept_unless_asked_otherwise(tmp_path: Path) -> None:
 
 
 def test_a_restarted_rank_resumes_and_never_empties_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    config = CONFIG.model_copy(update={"out": tmp_path / "run", "overwrite": True})
+    folder, lock = open_run_folder("pretrain", config, ALONE)
+    assert lock is not None
+    lock.release()
+    (folder / "run.json").write_text("{}")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    config = CONFIG.model_copy(update={"out": tmp_path, "overwrite": True})
-    (tmp_path / "run.json").write_text("{}")
     assert resumes(config)
     open_run_folder("pretrain", config, ALONE)
-    assert (tmp_path / "run.json").exists()
+    assert (folder / "run.json").exists()
+
+
+def test_a_restart_makes_no_other_runs_folder_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun starts a refused rank again too: the second attempt must be refused like the first."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    (tmp_path / "run.json").write_text("{}")
+    for owner in (None, "another job"):
+        if owner:
+            (tmp_path / ".job").write_text(owner)
+        with pytest.raises(UserError, match="not empty"):
+            open_run_folder("pretrain", CONFIG.model_copy(update={"out": tmp_path}), ALONE)
 
 
 def test_paths_that_cannot_be_a_folder_are_refused(tmp_path: Path) -> None:
