@@ -91,7 +91,10 @@ def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
         name = " ".join(words[:length])
         if name in VERBS:
             return name, list(words[length:])
-    near = suggest(words[0], VERBS)
+    heads = {name.partition(" ")[0]: name for name in VERBS}
+    near = suggest(" ".join(words[:2]), VERBS) or suggest(words[0], VERBS)
+    if words[0] in heads:
+        near = f" (did you mean '{heads[words[0]]}'?)"
     raise UserError(f"unknown verb '{words[0]}'{near}; `edgemim --help` lists the verbs")
 
 

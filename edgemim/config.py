@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pydantic
 import tyro
@@ -135,7 +136,7 @@ def parse(cls: type[ConfigT], argv: Sequence[str], *, prog: str) -> ConfigT:
     file = chosen.pop("config", None)
     data = read_mapping(Path(file)) if file else {}
     default = from_mapping({**data, **chosen}, cls, where=file or "flags")
-    description = (cls.__doc__ or "").strip() + _selector_help(presets)
+    description = (inspect.getdoc(cls) or "") + _selector_help(presets)
     registry = tyro.constructors.ConstructorRegistry()
     registry.struct_rule(_unvalidated)
     with registry:
@@ -158,10 +159,22 @@ def _unvalidated(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.St
             kind = type(default)
         elif default is None and any(_classes_in(field.annotation)):  # none was picked: it has no flags
             kind = tyro.conf.Suppress[None]
+        elif metavar := _metavar(name, kind):
+            kind = Annotated[kind, tyro.conf.arg(metavar=metavar)]
         fields.append(
             tyro.constructors.StructFieldSpec(name=name, type=kind, default=default, helptext=field.description)
         )
     return tyro.constructors.StructConstructorSpec(instantiate=info.type.model_construct, fields=tuple(fields))
+
+
+def _metavar(name: str, kind: Any) -> str | None:
+    """What help shows for a value: the name of a positional one, and the type of an optional one without its None."""
+    if tyro.conf.Positional in getattr(kind, "__metadata__", ()):
+        several = get_origin(get_args(kind)[0]) is tuple
+        return f"[{name.upper()} ...]" if several else f"[{name.upper()}]"
+    parts = [part for part in get_args(kind) if part is not type(None)]
+    optional = len(parts) == 1 and type(None) in get_args(kind)
+    return {Path: "PATH", str: "STR", int: "INT", float: "FLOAT"}.get(parts[0]) if optional else None
 
 
 def _presets(cls: type[Config]) -> dict[str, Presets]:
