@@ -9,6 +9,7 @@ import numpy as np
 import pydantic
 import torch
 from PIL import Image
+from torch import nn
 
 from edgemim.analysis.knn import extract_features, knn_accuracy
 from edgemim.data.folders import ImageFolder, find_splits, scan_folder
@@ -24,7 +25,7 @@ from edgemim.models.sizes import EncoderConfig, VitConfig
 from edgemim.models.weights import save_model
 from edgemim.run import RunRecord
 from edgemim.tasks.task import spread_over_classes, stratified_split
-from edgemim.teachers import Teacher, TeacherConfig
+from edgemim.teachers import MaskedTeacher, Teacher, TeacherConfig, masked_teacher
 from edgemim.training.distributed import World, open_world
 from edgemim.training.optim import build_adamw
 from edgemim.training.recipe import Plan, TrainingConfig
@@ -95,13 +96,13 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     return record.results
 
 
-def build(config: PretrainConfig, device: torch.device, teacher: Teacher | None = None) -> MaskedImageModel:
+def build(config: PretrainConfig, device: torch.device, teacher: nn.Module | None = None) -> MaskedImageModel:
     """The masked image model that a configuration describes, freshly initialised from torch's generator."""
     encoder = Encoder(config.encoder)
     return config.method.build(encoder, Normalization(config.mean, config.std), teacher).to(device)
 
 
-def build_teacher(config: PretrainConfig, device: torch.device) -> Teacher | None:
+def build_teacher(config: PretrainConfig, device: torch.device) -> Teacher | MaskedTeacher | None:
     """The frozen teacher, if the method has one. It is no part of the model's module tree: no checkpoint holds it.
 
     Raises:
@@ -109,8 +110,11 @@ def build_teacher(config: PretrainConfig, device: torch.device) -> Teacher | Non
     """
     if config.teacher is None:
         return None
-    if config.method.name == "mae":
-        raise UserError("method mae has no teacher; leave --teacher out, or give --method feature_distill")
+    if config.method.teacher_kind == "none":
+        name = config.method.name
+        raise UserError(f"method {name} has no teacher; leave --teacher out, or give --method feature_distill")
+    if config.method.teacher_kind == "masked":
+        return masked_teacher(config.teacher, config.encoder.grid).to(device)
     return config.teacher.build(config.encoder.image_size, config.encoder.grid).to(device)
 
 

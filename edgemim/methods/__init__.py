@@ -7,11 +7,20 @@ import pydantic
 from edgemim.config import Presets
 from edgemim.methods.feature_distill import FeatureDistillConfig
 from edgemim.methods.mae import MaeConfig
+from edgemim.methods.mff import MffConfig
+from edgemim.methods.pixmim import PixMimConfig
 
 MethodConfig = Annotated[
-    MaeConfig | FeatureDistillConfig,
+    MaeConfig | FeatureDistillConfig | MffConfig | PixMimConfig,
     pydantic.Field(discriminator="name"),
-    Presets({"mae": MaeConfig(), "feature_distill": FeatureDistillConfig()}),
+    Presets(
+        {
+            "mae": MaeConfig(),
+            "feature_distill": FeatureDistillConfig(),
+            "mff": MffConfig(),
+            "pixmim": PixMimConfig(),
+        }
+    ),
 ]
 
-__all__ = ["FeatureDistillConfig", "MaeConfig", "MethodConfig"]
+__all__ = ["FeatureDistillConfig", "MaeConfig", "MethodConfig", "MffConfig", "PixMimConfig"]

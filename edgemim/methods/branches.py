@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from edgemim.errors import UserError
 from edgemim.methods.decoders import LinearDecoder
-from edgemim.methods.masking import RandomMasking
-from edgemim.methods.targets import PixelTarget, Target
+from edgemim.methods.masking import Masking
+from edgemim.methods.targets import Derived, PixelTarget, Target
 from edgemim.models.encoder import Encoder, Features, TokenMask
 from edgemim.models.normalization import Normalization
 from edgemim.training.objective import Objective, StepOutput
@@ -44,11 +44,12 @@ class MaskedImageModel(Objective):
     def __init__(
         self,
         encoder: Encoder,
-        masking: RandomMasking,
+        masking: Masking,
         branches: Sequence[Branch],
         normalization: Normalization,
         *,
         drop: bool = True,
+        neck: nn.Module | None = None,
     ) -> None:
         super().__init__()
         masking.check(encoder.config.tokens)
@@ -58,10 +59,13 @@ class MaskedImageModel(Objective):
         self.branches = tuple(branches)
         # Decoders are trained and saved; targets (a teacher among them) stay outside the module tree on purpose.
         self.decoders = nn.ModuleDict({branch.name: branch.decoder for branch in branches})
+        # What several branches read of the features is computed once, by a neck that they share.
+        self.neck = neck
         self.normalization = normalization
         # What the branches read is said by their parts: necks by `taps`, readers of attention by `attention`.
-        self.taps = _union(branches, "taps")
-        self.attention = _union(branches, "attention")
+        parts = [part for root in (self.decoders, neck) if root is not None for part in root.modules()]
+        self.taps = _union(parts, "taps")
+        self.attention = _union(parts, "attention")
         self.mask_token = None if drop else nn.Parameter(0.02 * torch.randn(1, 1, encoder.config.width))
 
     @property
@@ -95,12 +99,20 @@ class MaskedImageModel(Objective):
 
     def encode(self, images: Float[Tensor, "b 3 h w"], mask: TokenMask) -> Features:
         """What the branches read; masked patches are dropped, or replaced by the mask token."""
-        return self.encoder(images, mask, taps=self.taps, attention=self.attention, fill=self.mask_token)
+        features = self.encoder(images, mask, taps=self.taps, attention=self.attention, fill=self.mask_token)
+        return features if self.neck is None else self.neck(features)
 
     @torch.no_grad()
     def _targets(self, images: Tensor, mask: TokenMask) -> dict[int, Tensor]:
         unique = {id(branch.target): branch.target for branch in self.branches}
-        return {key: target(images, mask) for key, target in unique.items()}
+        shared: dict[int, Any] = {}
+        for target in unique.values():
+            if isinstance(target, Derived) and id(target.source) not in shared:
+                shared[id(target.source)] = target.source(images, mask)
+        return {
+            key: target.read(shared[id(target.source)]) if isinstance(target, Derived) else target(images, mask)
+            for key, target in unique.items()
+        }
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, keys: Int[Tensor, " b"]) -> tuple[Tensor, Tensor] | None:
@@ -135,8 +147,7 @@ def _check(branches: Sequence[Branch], drops: bool) -> None:
             )
 
 
-def _union(branches: Sequence[Branch], attribute: str) -> tuple[int, ...]:
-    parts = (part for branch in branches for part in branch.decoder.modules())
+def _union(parts: Sequence[nn.Module], attribute: str) -> tuple[int, ...]:
     return tuple(sorted({number for part in parts for number in getattr(part, attribute, ())}))
 
 

@@ -30,6 +30,29 @@ class Pick(nn.Module):
         return features.normed(tap) if self.normed else features.tokens[tap]
 
 
+class Fuse(nn.Module):
+    """MFF's neck (arXiv 2308.00261): z = norm(sum_i s_i P_i(x_i)) over several taps, s = softmax(w), w from ones.
+
+    P_i is linear for all taps but the deepest, which enters as it is; the norm is the encoder's final one.
+    """
+
+    def __init__(self, taps: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.taps = taps
+        self.projections = nn.ModuleList(nn.Linear(width, width) for _ in taps[:-1])
+        self.weights = nn.Parameter(torch.ones(len(taps)))
+        self.projections.apply(initialise_linear)
+
+    def forward(self, features: Features) -> Float[Tensor, "b t width"]:
+        """Fused tokens, class token first."""
+        *shallow, last = (features.tokens[tap] for tap in self.taps)
+        share = self.weights.softmax(0)
+        fused = share[-1] * last
+        for weight, project, tokens in zip(share, self.projections, shallow, strict=False):
+            fused = fused + weight * project(tokens)
+        return features.norm(fused)
+
+
 class TransformerDecoder(nn.Module):
     """MAE's decoder (arXiv 2111.06377): visible tokens back in grid order, one mask token in the holes, blocks, linear.
 

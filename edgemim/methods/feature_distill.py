@@ -12,18 +12,18 @@ from typing import Literal
 import pydantic
 from torch import nn
 
-from edgemim.config import Config
 from edgemim.errors import UserError
 from edgemim.methods.branches import Branch, LossName, MaskedImageModel, Score
 from edgemim.methods.decoders import DecoderConfig, Pick, TransformerDecoderConfig
 from edgemim.methods.mae import pixel_branch
 from edgemim.methods.masking import RandomMasking
+from edgemim.methods.method import Method, TeacherKind
 from edgemim.methods.targets import FeatureTarget
 from edgemim.models.encoder import Encoder
 from edgemim.models.normalization import Normalization
 
 
-class FeatureDistillConfig(Config):
+class FeatureDistillConfig(Method):
     """Masked autoencoder plus feature distillation from a frozen teacher (give one with --teacher)."""
 
     name: Literal["feature_distill"] = "feature_distill"
@@ -46,6 +46,11 @@ class FeatureDistillConfig(Config):
     """What predicts the pixels."""
     feature_decoder: DecoderConfig = TransformerDecoderConfig()
     """What predicts the features."""
+
+    @property
+    def teacher_kind(self) -> TeacherKind:
+        """Features on the student's grid."""
+        return "features"
 
     def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
         """Compose the model. Raises UserError without a teacher, or if the masked set that a loss scores is empty."""

@@ -12,16 +12,16 @@ from typing import Literal
 import pydantic
 from torch import nn
 
-from edgemim.config import Config
 from edgemim.methods.branches import Branch, MaskedImageModel
 from edgemim.methods.decoders import DecoderConfig, Pick, TransformerDecoderConfig
 from edgemim.methods.masking import RandomMasking
-from edgemim.methods.targets import PixelTarget
+from edgemim.methods.method import Method
+from edgemim.methods.targets import PixelTarget, Target
 from edgemim.models.encoder import Encoder
 from edgemim.models.normalization import Normalization
 
 
-class MaeConfig(Config):
+class MaeConfig(Method):
     """Masked autoencoder: predict the pixels of hidden patches."""
 
     name: Literal["mae"] = "mae"
@@ -39,9 +39,18 @@ class MaeConfig(Config):
         return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), [branch], normalization)
 
 
-def pixel_branch(encoder: Encoder, decoder: DecoderConfig, norm_pix_loss: bool, weight: float) -> Branch:
-    """MAE's branch: the last block's tokens to the masked patches' pixels."""
-    target = PixelTarget(encoder.config.patch_size, norm_pix_loss)
+def pixel_branch(
+    encoder: Encoder,
+    decoder: DecoderConfig,
+    norm_pix_loss: bool,
+    weight: float,
+    *,
+    neck: nn.Module | None = None,
+    target: Target | None = None,
+    name: str = "pixel",
+) -> Branch:
+    """MAE's branch: the last block's tokens (or what another neck reads) to the masked patches' pixels."""
     size = encoder.config
-    built = decoder.build(Pick(size.depth), size.width, target.channels, size.grid)
-    return Branch("pixel", built, target, loss="mse", weight=weight, score="masked")
+    target = target or PixelTarget(size.patch_size, norm_pix_loss)
+    built = decoder.build(neck or Pick(size.depth), size.width, target.channels, size.grid)
+    return Branch(name, built, target, loss="mse", weight=weight, score="masked")

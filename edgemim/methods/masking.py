@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import pydantic
 import torch
@@ -12,6 +12,23 @@ from torch import Tensor
 from edgemim.config import Config
 from edgemim.errors import UserError
 from edgemim.models.encoder import TokenMask
+
+
+class Masking(Protocol):
+    """Hides patches: the same number in each row, from each sample's key alone."""
+
+    @property
+    def ratio(self) -> float:
+        """Share of patches that are hidden."""
+        ...
+
+    def __call__(self, keys: Int[Tensor, " b"], tokens: int) -> TokenMask:
+        """Mask `tokens` patches for each key."""
+        ...
+
+    def check(self, tokens: int) -> None:
+        """Raises UserError if it cannot mask a grid of that many patches."""
+        ...
 
 
 class RandomMasking(Config):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from edgemim.models.encoder import TokenMask, patchify, unpatchify
-from edgemim.models.normalization import Normalization
+from edgemim.models.normalization import IDENTITY, Normalization
 
 
 class Target(Protocol):
@@ -24,6 +26,25 @@ class Target(Protocol):
     def __call__(self, images: Float[Tensor, "b 3 h w"], mask: TokenMask) -> Float[Tensor, "b n c"]:
         """The target of every patch, from normalised images."""
         ...
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A target read from something that several targets share; the model computes `source` once a batch.
+
+    Attributes:
+        source: (normalised images, mask) to anything, without gradient.
+        read: from that to the target.
+        channels: numbers of the target's last dimension.
+    """
+
+    source: Callable[[Tensor, TokenMask], Any]
+    read: Callable[[Any], Tensor]
+    channels: int
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"], mask: TokenMask) -> Tensor:
+        """The target where nothing is shared."""
+        return self.read(self.source(images, mask))
 
 
 @dataclass(frozen=True)
@@ -61,6 +82,46 @@ class PixelTarget:
     @staticmethod
     def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
         return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+
+
+@dataclass(frozen=True)
+class LowPassTarget(PixelTarget):
+    """PixMIM's (arXiv 2303.02416): pixels of the image without its high frequencies, |F^-1(disc * F(x))|.
+
+    The disc lies around the middle of the shifted spectrum, (side - 1) / 2, half a frequency off the constant term, as
+    in the published code; the filter acts on the image in [0, 1].
+
+    Attributes:
+        radius: of the disc, in cycles an image (40 at 224 pixels in the paper).
+        normalization: of the images that come in.
+    """
+
+    radius: float = 40.0
+    normalization: Normalization = field(default=IDENTITY)
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"], mask: TokenMask) -> Float[Tensor, "b n c"]:
+        """Patches of the smoothed images."""
+        return super().__call__(self.smooth(images), mask)
+
+    def picture(
+        self, prediction: Float[Tensor, "b n c"], images: Float[Tensor, "b 3 h w"], grid: tuple[int, int]
+    ) -> Float[Tensor, "b 3 h w"]:
+        """A prediction as normalised images, un-normalised by the smoothed patch's statistics."""
+        return super().picture(prediction, self.smooth(images), grid)
+
+    def smooth(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Normalised images without their high frequencies."""
+        spectrum = torch.fft.fftshift(torch.fft.fft2(self.normalization.undo(images.float())), dim=(-2, -1))
+        disc = low_pass_disc(images.shape[-2], images.shape[-1], self.radius, images.device)
+        # Without the inverse shift the result only changes sign from pixel to pixel, which the absolute value undoes.
+        return self.normalization.normalize(torch.fft.ifft2(spectrum * disc).abs())
+
+
+def low_pass_disc(height: int, width: int, radius: float, device: torch.device | None = None) -> Bool[Tensor, "h w"]:
+    """True within `radius` of the middle of a shifted spectrum."""
+    rows = torch.arange(height, device=device)[:, None] - (height - 1) / 2
+    columns = torch.arange(width, device=device)[None] - (width - 1) / 2
+    return rows.square() + columns.square() <= radius**2
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class Features:
         prefix: number of class tokens in front.
         visible: [b, visible] grid positions of the visible tokens, None if all are.
         norm: the encoder's final norm.
+        block_norms: the first norm of each block.
     """
 
     tokens: dict[int, Float[Tensor, "b t width"]]
@@ -62,10 +63,15 @@ class Features:
     prefix: int
     visible: Int[Tensor, "b v"] | None
     norm: Callable[[Tensor], Tensor]
+    block_norms: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def normed(self, tap: int) -> Float[Tensor, "b t width"]:
         """Tokens of a tap behind the encoder's final norm."""
         return self.norm(self.tokens[tap])
+
+    def entering(self, tap: int) -> Float[Tensor, "b t width"]:
+        """Tokens of a tap behind the norm that the network itself puts next: block tap + 1's first, or the final one."""
+        return self.block_norms[tap](self.tokens[tap]) if tap < len(self.block_norms) else self.normed(tap)
 
     @property
     def last(self) -> Float[Tensor, "b t width"]:
@@ -131,15 +137,19 @@ class Encoder(nn.Module):
         x = self._embed(images, visible, mask, fill)
         tokens = {0: x} if 0 in wanted else {}
         logits: dict[int, Tensor] = {}
-        # Blocks behind the deepest that is wanted are not run.
-        for number, block in enumerate(islice(self.vit.blocks, max({0, *wanted, *attention})), start=1):
+        # Blocks behind the deepest that is wanted are not run; one of which only the logits are wanted stops at them.
+        deepest = max({0, *wanted})
+        for number, block in enumerate(islice(self.vit.blocks, max({deepest, *attention})), start=1):
             if number in attention:
                 assert isinstance(block, Block)
                 logits[number] = attention_logits(block.attn, block.norm1(x))
+            if number > deepest and number == max(attention):
+                break
             x = block(x)
             if number in wanted:
                 tokens[number] = x
-        return Features(tokens, logits, self.config.grid, prefix=1, visible=visible, norm=self.vit.norm)
+        norms = tuple(block.norm1 for block in self.vit.blocks)  # pyright: ignore[reportAttributeAccessIssue]
+        return Features(tokens, logits, self.config.grid, 1, visible, self.vit.norm, norms)
 
     def _embed(
         self, images: Tensor, visible: Tensor | None, mask: TokenMask | None, fill: Tensor | None

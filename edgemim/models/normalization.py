@@ -18,8 +18,12 @@ class Normalization:
 
     def apply(self, images: Tensor) -> Float[Tensor, "b 3 h w"]:
         """uint8 [b, 3, h, w] to normalised float32."""
+        return self.normalize(images.float() / 255)
+
+    def normalize(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Images in [0, 1] to normalised ones."""
         mean, std = self._columns(images)
-        return (images.float() / 255 - mean) / std
+        return (images - mean) / std
 
     def undo(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Normalised images back to [0, 1] (reconstructions may leave that range)."""
@@ -33,3 +37,7 @@ class Normalization:
 def _column(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "1 3 1 1"]:
     # Filled where it is used: a tensor made of host numbers is copied, and the copy makes the step wait for the GPU.
     return torch.cat([torch.full((1, 1, 1, 1), value, device=device) for value in values], dim=1)
+
+
+IDENTITY = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""For inputs that are normalised already."""

@@ -53,6 +53,9 @@ SIZES: dict[str, Config] = {
     # The lightweight study's own sizes: 5,717,416 parameters with a 1000-way head, and its wider sibling.
     "vit_tiny": VitConfig(),
     "vit_small": VitConfig(width=384),
+    # The sizes of MAE's, DeepMIM's and MFF's papers; 12 and 16 heads as published.
+    "vit_base": VitConfig(width=768),
+    "vit_large": VitConfig(width=1024, depth=24, heads=16),
     # The same depth and width on small images, for CIFAR- and Tiny-ImageNet-like sets.
     "vit_tiny_64": VitConfig(patch_size=8, image_size=64),
     "vit_tiny_32": VitConfig(patch_size=4, image_size=32),

@@ -7,6 +7,7 @@ import pydantic
 from edgemim.config import Presets
 from edgemim.teachers.checkpoint import CheckpointTeacher
 from edgemim.teachers.efficientnet_lite import EfficientNetLiteTeacher
+from edgemim.teachers.masked import MaskedTeacher, masked_teacher
 from edgemim.teachers.teacher import Teacher
 from edgemim.teachers.timm_model import TimmTeacher, is_timm_name
 
@@ -35,4 +36,12 @@ TeacherConfig = Annotated[
     ),
 ]
 
-__all__ = ["CheckpointTeacher", "EfficientNetLiteTeacher", "Teacher", "TeacherConfig", "TimmTeacher"]
+__all__ = [
+    "CheckpointTeacher",
+    "EfficientNetLiteTeacher",
+    "MaskedTeacher",
+    "Teacher",
+    "TeacherConfig",
+    "TimmTeacher",
+    "masked_teacher",
+]

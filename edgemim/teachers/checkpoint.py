@@ -38,7 +38,7 @@ class CheckpointTeacher(Config):
         """Load and freeze the teacher. Raises UserError on a file that is missing, refused or does not fit."""
         if self.path is None:
             raise UserError("teacher checkpoint needs a file or run folder; give --teacher.path")
-        model = to_timm(load_encoder(self.path)) if self.path.is_dir() else self._from_file(self.path)
+        model = to_timm(load_encoder(self.path)) if self.path.is_dir() else self.load_file()
         return build_teacher(
             model,
             self.path.name,
@@ -50,7 +50,10 @@ class CheckpointTeacher(Config):
             std=self.std,
         )
 
-    def _from_file(self, path: Path) -> nn.Module:
+    def load_file(self) -> nn.Module:
+        """The timm model with the file's weights. Raises UserError on a file that is missing, refused or does not fit."""
+        path = self.path
+        assert path is not None
         if not self.model:
             raise UserError(f"teacher.model is empty: name the timm architecture that {path} holds")
         # The file first: what it is made of is refused before anything is built from it.

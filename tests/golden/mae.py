@@ -15,7 +15,7 @@ from edgemim.methods.mae import MaeConfig
 from edgemim.methods.masking import mask_by_noise
 from edgemim.methods.targets import PixelTarget
 from edgemim.models.encoder import Encoder, Features, TokenMask, gather_tokens, patchify, unpatchify
-from edgemim.models.normalization import Normalization
+from edgemim.models.normalization import IDENTITY
 from edgemim.models.sizes import VitConfig
 from tests.golden.case import Case, Comparison
 from tests.golden.taps import block_outputs
@@ -28,8 +28,6 @@ _DECODER = {
     r"^decoder_pred\.": "head.",
     r"^mask_token$": "mask_token",
 }
-# The inputs of the cases are normalised already.
-_IDENTITY = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def compare(case: Case) -> Comparison:
@@ -73,9 +71,7 @@ def build(case: Case) -> MaskedImageModel:
         heads=sizes["decoder_num_heads"],
         mlp_ratio=sizes["mlp_ratio"],
     )
-    return MaeConfig(mask_ratio=sizes["mask_ratio"], norm_pix_loss=True, decoder=decoder).build(
-        encoder, _IDENTITY, None
-    )
+    return MaeConfig(mask_ratio=sizes["mask_ratio"], norm_pix_loss=True, decoder=decoder).build(encoder, IDENTITY, None)
 
 
 def decoder_of(model: MaskedImageModel) -> TransformerDecoder:
@@ -102,7 +98,7 @@ def load(model: MaskedImageModel, weights: Mapping[str, Tensor]) -> dict[str, st
 
 def _forward(result: Comparison, model: MaskedImageModel, images: Tensor, mask: TokenMask) -> None:
     outputs, decoder, depth = result.case.outputs, decoder_of(model), model.encoder.config.depth
-    place = _stored_places(result.case.inputs["ids_shuffle"], mask)
+    place = stored_places(result.case.inputs["ids_shuffle"], mask)
     with torch.no_grad(), block_outputs(decoder.blocks) as inner:
         features = model.encoder(images, mask, taps=range(depth + 1), attention=[depth])
         prediction = decoder(features, mask)
@@ -145,13 +141,13 @@ def _losses(result: Comparison, model: MaskedImageModel, images: Tensor, mask: T
         result.output("loss", model.loss(images, mask).loss)
         if "loss_raw_pixels" in outputs:
             branch = replace(model.branches[0], target=PixelTarget(size, normalize=False))
-            raw = MaskedImageModel(model.encoder, model.masking, [branch], _IDENTITY)
+            raw = MaskedImageModel(model.encoder, model.masking, [branch], IDENTITY)
             result.output("loss_raw_pixels", raw.loss(images, mask).loss)
         if "target_patchified" in outputs:
             result.output("target_patchified", patchify(images[:1], size))
 
 
-def _stored_places(ids_shuffle: Tensor, mask: TokenMask) -> Tensor:
+def stored_places(ids_shuffle: Tensor, mask: TokenMask) -> Tensor:
     """[b, 1 + v]: for each stored token (class token, then visible ones in shuffle order) its place among ours."""
     kept = ids_shuffle[:, : mask.visible.shape[1]]
     # Ours stand in grid order: a token's place is its rank among the kept positions.

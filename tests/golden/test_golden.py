@@ -25,10 +25,10 @@ torch.set_num_threads(1)
 def test_case_agrees(shared: Path, name: str) -> None:
     result = run_case(shared / "golden" / name)
     assert [str(line) for line in result.lines if not line.passed] == []
-    assert len(result.lines) >= 10
+    assert len(result.lines) >= 3
 
 
-@pytest.mark.parametrize("name", ["mae", "mae_lite", "vit_finetune", "vit_finetune_cls"])
+@pytest.mark.parametrize("name", sorted(RUNNERS.keys() - {"layer_decay"}))
 def test_nothing_in_a_covered_case_is_left_out(shared: Path, name: str) -> None:
     assert run_case(shared / "golden" / name).left_out == []
 

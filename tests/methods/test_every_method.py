@@ -12,7 +12,7 @@ from edgemim.config import Config
 from edgemim.methods import MethodConfig
 from edgemim.models.encoder import Encoder
 from edgemim.models.sizes import SIZES, EncoderConfig, VitConfig
-from edgemim.teachers import Teacher, TimmTeacher
+from edgemim.teachers import MaskedTeacher, Teacher, TimmTeacher
 from edgemim.training.optim import build_adamw, set_learning_rate
 
 
@@ -32,10 +32,14 @@ def teachers() -> dict[tuple[int, tuple[int, int]], Teacher]:
     return {}
 
 
-def teacher_for(size: VitConfig, made: dict[tuple[int, tuple[int, int]], Teacher]) -> Teacher:
+def teacher_for(
+    method: Config, size: VitConfig, made: dict[tuple[int, tuple[int, int]], Teacher]
+) -> Teacher | MaskedTeacher:
+    torch.manual_seed(0)
+    if method.teacher_kind == "masked":  # pyright: ignore[reportAttributeAccessIssue]
+        return MaskedTeacher(Encoder(size.model_copy(update={"width": 40, "heads": 5, "depth": 3})), NORMALIZATION)
     place = (size.image_size, size.grid)
     if place not in made:
-        torch.manual_seed(0)
         made[place] = TimmTeacher(model="test_resnet", pretrained=False).build(*place)
     return made[place]
 
@@ -51,7 +55,7 @@ def test_two_steps_reach_every_weight(
 ) -> None:
     size = SMALL[encoder_name]
     torch.manual_seed(0)
-    model = method().build(Encoder(size), NORMALIZATION, teacher_for(size, teachers)).train()  # pyright: ignore
+    model = method().build(Encoder(size), NORMALIZATION, teacher_for(method(), size, teachers)).train()  # pyright: ignore
     optimizer = build_adamw(model, weight_decay=0.05, betas=(0.9, 0.95))
     set_learning_rate(optimizer, 1e-3)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -64,7 +68,7 @@ def test_two_steps_reach_every_weight(
         reached |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(output.loss))
+        losses.append(float(output.loss.detach()))
         assert all(bool(torch.isfinite(value)) for value in output.metrics.values())
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trainable - reached == set()
@@ -81,6 +85,6 @@ def test_a_method_is_the_same_twice(method: type[Config], teachers: dict) -> Non
     losses = []
     for _ in range(2):
         torch.manual_seed(3)
-        model = method().build(Encoder(size), NORMALIZATION, teacher_for(size, teachers))  # pyright: ignore
+        model = method().build(Encoder(size), NORMALIZATION, teacher_for(method(), size, teachers))  # pyright: ignore
         losses.append(model(pixels(4, size.image_size), keys_of(4), None).loss)
     assert torch.equal(*losses)

@@ -1,0 +1,128 @@
+"""Golden case of MFF: mmpretrain's weights under our names; its position tables put the row first, ours the column."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from edgemim.methods.branches import MaskedImageModel
+from edgemim.methods.decoders import Fuse, TransformerDecoderConfig
+from edgemim.methods.masking import mask_by_noise
+from edgemim.methods.mff import MffConfig
+from edgemim.models.encoder import Encoder, TokenMask, gather_tokens
+from edgemim.models.normalization import IDENTITY
+from edgemim.models.sizes import VitConfig
+from tests.golden.case import Case, Comparison
+from tests.golden.mae import decoder_of, stored_places
+from tests.golden.taps import module_output
+
+_NAMES = (
+    (r"^backbone\.proj_layers\.", "decoders.pixel.neck.projections."),
+    (r"^backbone\.proj_weights$", "decoders.pixel.neck.weights"),
+    (r"^backbone\.layers\.", "encoder.vit.blocks."),
+    (r"^backbone\.patch_embed\.projection\.", "encoder.vit.patch_embed.proj."),
+    (r"^backbone\.ln1\.", "encoder.vit.norm."),
+    (r"^backbone\.", "encoder.vit."),
+    (r"^neck\.decoder_blocks\.", "decoders.pixel.blocks."),
+    (r"^neck\.decoder_embed\.", "decoders.pixel.embed."),
+    (r"^neck\.decoder_pred\.", "decoders.pixel.head."),
+    (r"^neck\.ln1\.", "decoders.pixel.norm."),
+    (r"^neck\.", "decoders.pixel."),
+    (r"\.ln([12])\.", r".norm\1."),
+    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+)
+
+
+def compare(case: Case) -> Comparison:
+    """Run our MFF on the case's weights and inputs."""
+    result = Comparison(case)
+    model = build(case)
+    decoder = decoder_of(model)
+    assert isinstance(decoder.neck, Fuse)
+    assert model.encoder.vit.pos_embed is not None
+    result.tensor(
+        "backbone.pos_embed (computed)", swap(model.encoder.vit.pos_embed), case.weights["backbone.pos_embed"]
+    )
+    result.tensor("neck.decoder_pos_embed (computed)", swap(decoder.positions), case.weights["neck.decoder_pos_embed"])
+    names = {key: our_name(key) for key in case.weights if key != "neck.decoder_pos_embed"}
+    ours = {name: case.weights[key] for key, name in names.items()}
+    ours["decoders.pixel.neck.weights"] = ours["decoders.pixel.neck.weights"].flatten()
+    model.load_state_dict(ours, strict=True)
+    # The table is theirs now; the decoder's is no weight of ours and is put in by hand.
+    decoder.positions.copy_(case.weights["neck.decoder_pos_embed"])
+
+    images = case.inputs["images"]
+    mask = mask_by_noise(case.inputs["noise"], case.config["mask_ratio"])
+    result.output("mask", mask.masked.float())
+    result.output("ids_restore", case.inputs["noise"].argsort(1).argsort(1))
+    place = stored_places(case.inputs["ids_shuffle"], mask)
+    with torch.no_grad():
+        _forward(result, model, images, mask, place)
+    loss = model.loss(images, mask).loss
+    result.output("loss", loss)
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    gradients = {key: parameters[name].grad for key, name in names.items() if parameters[name].requires_grad}
+    found = {key: value for key, value in gradients.items() if value is not None}
+    found["backbone.proj_weights"] = found["backbone.proj_weights"].view(-1, 1, 1, 1)
+    result.gradients(found)
+    return result.finish()
+
+
+def build(case: Case) -> MaskedImageModel:
+    """The method as its own configuration builds it, in the case's sizes."""
+    sizes = case.config
+    encoder = Encoder(
+        VitConfig(
+            width=sizes["embed_dims"],
+            depth=sizes["num_layers"],
+            heads=sizes["num_heads"],
+            patch_size=sizes["patch_size"],
+            image_size=sizes["img_size"],
+            mlp_ratio=sizes["feedforward_channels"] / sizes["embed_dims"],
+        )
+    )
+    decoder = TransformerDecoderConfig(
+        width=sizes["decoder_embed_dim"], depth=sizes["decoder_depth"], heads=sizes["decoder_num_heads"]
+    )
+    taps = len(sizes["out_indices"])
+    model = MffConfig(mask_ratio=sizes["mask_ratio"], fused_blocks=taps, decoder=decoder).build(encoder, IDENTITY, None)
+    assert model.taps == tuple(index + 1 for index in sizes["out_indices"])
+    return model
+
+
+def our_name(original: str) -> str:
+    """Our parameter's name for mmpretrain's."""
+    for pattern, replacement in _NAMES:
+        original = re.sub(pattern, replacement, original)
+    return original
+
+
+def swap(table: Tensor) -> Tensor:
+    """A sine-cosine table with the halves of its channels exchanged."""
+    return torch.cat(table.chunk(2, dim=-1)[::-1], dim=-1)
+
+
+def _forward(result: Comparison, model: MaskedImageModel, images: Tensor, mask: TokenMask, place: Tensor) -> None:
+    decoder = decoder_of(model)
+    neck = decoder.neck
+    assert isinstance(neck, Fuse)
+    depth = model.encoder.config.depth
+    features = model.encoder(images, mask, taps=range(depth + 1))
+    result.output("patch_embed", model.encoder.vit.patch_embed(images))
+    for number in range(1, depth + 1):
+        if f"block{number}" in result.case.outputs:
+            result.output(f"block{number}", gather_tokens(features.tokens[number], place))
+    with ExitStack() as stack:
+        projected = [stack.enter_context(module_output(part)) for part in neck.projections]
+        fused = neck(features)
+    for number, found in enumerate(projected):
+        result.output(f"proj{number}", gather_tokens(found[0], place))
+    result.output("softmax_weights", neck.weights.softmax(0))
+    result.output("latent_fused_normed", gather_tokens(fused, place))
+    result.output("pred", decoder(features, mask))
+    result.output("target", model.branches[0].target(images, mask))
