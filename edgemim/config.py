@@ -154,7 +154,7 @@ def _unvalidated(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.St
     fields = []
     for name, field in info.type.model_fields.items():
         default = getattr(info.default, name, field.default)
-        kind = hints[name]
+        kind: Any = hints[name]
         if isinstance(default, Config):  # of a union, the member that was picked
             kind = type(default)
         elif default is None and any(_classes_in(field.annotation)):  # none was picked: it has no flags
