@@ -1,0 +1,191 @@
+"""`edgemim predict`: the classes of images, by an artifact, without torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pydantic
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from edgemim.config import Config
+from edgemim.edge.artifact import Artifact, Manifest
+from edgemim.edge.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageError, load_image
+from edgemim.edge.machine import usable_cpus
+from edgemim.edge.runtime import Session, open_session
+from edgemim.errors import UserError
+from edgemim.run import RunRecord, find_run, prepare_folder, write_text
+
+_SHOWN = 40
+
+
+class PredictConfig(Config):
+    """Classify images with an artifact. An image that cannot be read is reported and left out.
+
+    Example: edgemim predict runs/finetune-.../artifact photos/ --top 3
+    """
+
+    artifact: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder that `edgemim export` wrote."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Image files, or folders that are searched for them."""
+    file: str = "onnx-fp32"
+    """Which model of the artifact: onnx-fp32, onnx-int8, openvino-int8, ..."""
+    runtime: str | None = None
+    """onnxruntime or openvino; default the one that the file is made for."""
+    threads: int = pydantic.Field(0, ge=0)
+    """CPU threads; 0 is all usable CPUs."""
+    batch_size: int = pydantic.Field(16, ge=1)
+    """Images at once."""
+    top: int = pydantic.Field(5, ge=1)
+    """How many classes to name for each image."""
+    max_pixels: int = pydantic.Field(MAX_PIXELS, ge=1)
+    """Larger images are left out."""
+    out: Path | None = None
+    """Where predictions.json, predictions.csv and run.json go; default ARTIFACT/predict."""
+    overwrite: bool = False
+    """Empty the folder given by --out first."""
+
+
+def predict(config: PredictConfig) -> list[dict[str, Any]]:
+    """Classify images; returns [{image, predictions: [{label, index, probability, logit}]}]. Raises UserError."""
+    artifact = Artifact.open(find_run(config.artifact, "export"))
+    manifest = artifact.manifest
+    if manifest.task != "classification":
+        raise UserError(f"artifact {artifact.folder} is for {manifest.task}; predict handles classification")
+    paths = find_images(config.images)
+    session = open_session(artifact, config.file, runtime=config.runtime, threads=config.threads)
+    out = config.out or artifact.folder / "predict"
+    prepare_folder(out, overwrite=config.overwrite, resume=config.out is None)
+    with RunRecord("predict", out, config) as record:
+        found: list[dict[str, Any]] = []
+        skipped: list[ImageError] = []
+        # A file made for a fixed batch takes exactly so many images.
+        fixed = manifest.input_shape[0]
+        for names, batch in track(
+            list_batches(paths, manifest, fixed or config.batch_size, config.max_pixels, skipped),
+            total=-(-len(paths) // (fixed or config.batch_size)),
+            description="predicting",
+            transient=True,
+        ):
+            found += _classify(session, manifest, names, batch, fixed, config.top)
+        record.results.update(images=len(found), skipped=[[error.name, error.reason] for error in skipped])
+        _report_skipped(record, skipped)
+        if not found:
+            raise UserError(f"none of the {len(paths)} images could be read; the first: {skipped[0]}")
+        write_text(out / "predictions.json", json.dumps(found, indent=1) + "\n")
+        write_text(out / "predictions.csv", _as_csv(found))
+    _show(found)
+    print(f"predictions in {out}; next: edgemim benchmark {artifact.folder}")
+    return found
+
+
+def find_images(given: Sequence[Path]) -> list[Path]:
+    """Files as given, folders replaced by the images below them, sorted. Raises UserError if there is nothing."""
+    if not given:
+        raise UserError("no images given; name image files or folders after the artifact")
+    paths: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            paths.append(path)
+            continue
+        below = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if not below:
+            raise UserError(f"folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        paths += below
+    return paths
+
+
+def list_batches(
+    paths: Sequence[Path], manifest: Manifest, size: int, max_pixels: int, skipped: list[ImageError]
+) -> Iterator[tuple[list[Path], np.ndarray]]:
+    """Names and float32 [b, 3, s, s] of the readable images, up to `size` at once; the others are put into `skipped`."""
+
+    def prepare(path: Path) -> np.ndarray | ImageError:
+        try:
+            return manifest.preprocessing(load_image(path, max_pixels=max_pixels))
+        except ImageError as error:
+            return error
+
+    with ThreadPoolExecutor(usable_cpus()) as pool:
+        for start in range(0, len(paths), size):
+            chosen = paths[start : start + size]
+            results = list(zip(chosen, pool.map(prepare, chosen), strict=True))
+            skipped += [result for _, result in results if isinstance(result, ImageError)]
+            good = [(path, result) for path, result in results if not isinstance(result, ImageError)]
+            yield [path for path, _ in good], np.stack([array for _, array in good]) if good else np.empty(0)
+
+
+def _classify(
+    session: Session, manifest: Manifest, names: list[Path], batch: np.ndarray, fixed: int | None, top: int
+) -> list[dict[str, Any]]:
+    if not names:
+        return []
+    if fixed is not None and len(batch) < fixed:
+        batch = np.concatenate([batch, np.zeros((fixed - len(batch), *batch.shape[1:]), np.float32)])
+    logits = session.run({manifest.input_name: batch})[manifest.output_names[0]][: len(names)]
+    labels = manifest.labels or tuple(str(index) for index in range(logits.shape[1]))
+    if len(labels) != logits.shape[1]:
+        raise UserError(f"the manifest has {len(labels)} labels, the model {logits.shape[1]} outputs; export it again")
+    exponents = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    probabilities = exponents / exponents.sum(1, keepdims=True)
+    return [
+        {
+            "image": str(name),
+            "predictions": [
+                {
+                    "label": labels[index],
+                    "index": int(index),
+                    "probability": float(row_probabilities[index]),
+                    "logit": float(row[index]),
+                }
+                for index in np.argsort(-row, kind="stable")[:top]
+            ],
+        }
+        for name, row, row_probabilities in zip(names, logits, probabilities, strict=True)
+    ]
+
+
+def _as_csv(found: list[dict[str, Any]]) -> str:
+    top = len(found[0]["predictions"])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", *(f"{name}_{rank}" for rank in range(1, top + 1) for name in ("label", "probability"))])
+    for entry in found:
+        values = [value for one in entry["predictions"] for value in (one["label"], f"{one['probability']:.6f}")]
+        writer.writerow([entry["image"], *values])
+    return text.getvalue()
+
+
+def _report_skipped(record: RunRecord, skipped: list[ImageError]) -> None:
+    for error in skipped[:10]:
+        record.warn(f"left out: {error}")
+    if len(skipped) > 10:
+        record.warn(f"left out: {len(skipped) - 10} more, all listed in run.json")
+
+
+def _show(found: list[dict[str, Any]]) -> None:
+    table = Table()
+    for column in ("image", "classes, most probable first"):
+        table.add_column(column, overflow="fold")
+    for entry in found[:_SHOWN]:
+        ranked = ", ".join(f"{one['label']} {one['probability']:.1%}" for one in entry["predictions"])
+        table.add_row(escape(_printable(entry["image"])), escape(_printable(ranked)))
+    Console().print(table)
+    if len(found) > _SHOWN:
+        print(f"... and {len(found) - _SHOWN} more")
+
+
+def _printable(text: str) -> str:
+    """Names come from files: no terminal control characters."""
+    return "".join(character if character.isprintable() else "�" for character in text)

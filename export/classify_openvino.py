@@ -1,0 +1,65 @@
+"""Classify images with an artifact folder on OpenVINO: numpy, openvino and Pillow, nothing of edgemim.
+
+    python classify_openvino.py ARTIFACT IMAGE... [--file openvino-int8] [--threads N] [--json]
+
+All facts come from the folder's manifest.json. Prints image, class and probability, tab-separated.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import openvino
+from PIL import Image, ImageOps
+
+PREFERRED = ("openvino-int8", "openvino-fp32", "onnx-fp32")
+
+
+def load_image(path: str) -> Image.Image:
+    """Upright RGB; transparent pixels on white; of 16-bit grey the high byte."""
+    image = ImageOps.exif_transpose(Image.open(path, formats=("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")))
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def preprocess(image: Image.Image, facts: dict) -> np.ndarray:
+    """float32 [1, 3, s, s]: short side to s / crop_pct and centre crop in one resize, then normalise."""
+    size, (width, height) = facts["image_size"], image.size
+    short = round(size / facts["crop_pct"])
+    resized = [max(short, int(short * side / min(width, height))) for side in (width, height)]
+    left, top = [round((r - size) / 2) * side / r for r, side in zip(resized, (width, height), strict=True)]
+    right, bottom = min(width, left + size * width / resized[0]), min(height, top + size * height / resized[1])
+    image = image.resize((size, size), Image.Resampling[facts["interpolation"].upper()], box=(left, top, right, bottom))
+    pixels = np.asarray(image).astype(np.float32) / np.float32(255)
+    pixels = (pixels - np.float32(facts["mean"])) / np.float32(facts["std"])
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("artifact", type=Path)
+parser.add_argument("images", nargs="+")
+parser.add_argument("--file", help=f"model to run; default the first of {', '.join(PREFERRED)} that is there")
+parser.add_argument("--threads", type=int, default=0, help="0: the runtime's own choice")
+parser.add_argument("--json", action="store_true", help="one JSON object a line, with all logits")
+arguments = parser.parse_args()
+manifest = json.loads((arguments.artifact / "manifest.json").read_text())
+file = arguments.file or next(key for key in PREFERRED if key in manifest["files"])
+settings = {
+    "PERFORMANCE_HINT": "LATENCY",
+    "INFERENCE_PRECISION_HINT": "f32",
+    "INFERENCE_NUM_THREADS": arguments.threads,
+}
+model = openvino.Core().compile_model(arguments.artifact / manifest["files"][file]["path"], "CPU", settings)
+for path in arguments.images:
+    inputs = {manifest["input_name"]: preprocess(load_image(path), manifest["preprocessing"])}
+    logits = model(inputs)[manifest["output_names"][0]][0]
+    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    best = int(logits.argmax())
+    answer = {"image": path, "label": manifest["labels"][best], "probability": float(probabilities[best])}
+    answer["logits"] = logits.tolist()
+    print(json.dumps(answer) if arguments.json else "{image}\t{label}\t{probability:.4f}".format(**answer))
