@@ -270,9 +270,9 @@ def test_every_config_class_of_the_package(tmp_path: Path) -> None:
 )
 def test_every_recipe_survives_a_round_trip(tmp_path: Path, file: Path) -> None:
     pytest.importorskip("torch")
-    import test_house
+    from tests.test_house import config_class_of
 
-    cls = test_house.config_class_of(file)
+    cls = config_class_of(file)
     value = load_yaml(file, cls)
     (tmp_path / "resolved.yaml").write_text(to_yaml(value))
     assert load_yaml(tmp_path / "resolved.yaml", cls) == value

@@ -39,7 +39,7 @@ def test_the_loss_by_hand() -> None:
                 top, left = 8 * (patch // 4), 8 * (patch % 4)
                 block = x[row, :, top : top + 8, left : left + 8].permute(1, 2, 0).flatten()
                 wanted = (block - block.mean()) / (block.var() + 1e-6).sqrt()
-                total += float((prediction[row, patch] - wanted).square().mean())
+                total += (prediction[row, patch] - wanted).square().mean().item()
                 count += 1
     assert float(model.loss(x, mask).loss) == pytest.approx(total / count, rel=1e-5)
 
