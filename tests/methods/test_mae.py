@@ -41,7 +41,7 @@ def test_the_loss_by_hand() -> None:
                 wanted = (block - block.mean()) / (block.var() + 1e-6).sqrt()
                 total += (prediction[row, patch] - wanted).square().mean().item()
                 count += 1
-    assert float(model.loss(x, mask).loss) == pytest.approx(total / count, rel=1e-5)
+    assert model.loss(x, mask).loss.item() == pytest.approx(total / count, rel=1e-5)
 
 
 def test_a_small_model_learns_one_batch() -> None:
