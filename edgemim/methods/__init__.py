@@ -5,13 +5,14 @@ from typing import Annotated
 import pydantic
 
 from edgemim.config import Presets
+from edgemim.methods.distill import D2MaeConfig, DMaeConfig
 from edgemim.methods.feature_distill import FeatureDistillConfig
 from edgemim.methods.mae import MaeConfig
 from edgemim.methods.mff import MffConfig
 from edgemim.methods.pixmim import PixMimConfig
 
 MethodConfig = Annotated[
-    MaeConfig | FeatureDistillConfig | MffConfig | PixMimConfig,
+    MaeConfig | FeatureDistillConfig | MffConfig | PixMimConfig | DMaeConfig | D2MaeConfig,
     pydantic.Field(discriminator="name"),
     Presets(
         {
@@ -19,8 +20,18 @@ MethodConfig = Annotated[
             "feature_distill": FeatureDistillConfig(),
             "mff": MffConfig(),
             "pixmim": PixMimConfig(),
+            "d_mae": DMaeConfig(),
+            "d2_mae": D2MaeConfig(),
         }
     ),
 ]
 
-__all__ = ["FeatureDistillConfig", "MaeConfig", "MethodConfig", "MffConfig", "PixMimConfig"]
+__all__ = [
+    "D2MaeConfig",
+    "DMaeConfig",
+    "FeatureDistillConfig",
+    "MaeConfig",
+    "MethodConfig",
+    "MffConfig",
+    "PixMimConfig",
+]

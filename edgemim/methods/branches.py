@@ -63,7 +63,8 @@ class MaskedImageModel(Objective):
         self.neck = neck
         self.normalization = normalization
         # What the branches read is said by their parts: necks by `taps`, readers of attention by `attention`.
-        parts = [part for root in (self.decoders, neck) if root is not None for part in root.modules()]
+        roots = [*(branch.decoder for branch in branches), *([] if neck is None else [neck])]
+        parts = [part for root in roots for part in root.modules()]
         self.taps = _union(parts, "taps")
         self.attention = _union(parts, "attention")
         self.mask_token = None if drop else nn.Parameter(0.02 * torch.randn(1, 1, encoder.config.width))

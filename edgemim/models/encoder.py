@@ -148,8 +148,8 @@ class Encoder(nn.Module):
             x = block(x)
             if number in wanted:
                 tokens[number] = x
-        norms = tuple(block.norm1 for block in self.vit.blocks)  # pyright: ignore[reportAttributeAccessIssue]
-        return Features(tokens, logits, self.config.grid, 1, visible, self.vit.norm, norms)
+        norms = tuple(block.norm1 for block in self.vit.blocks)
+        return Features(tokens, logits, self.config.grid, 1, visible, self.vit.norm, norms)  # pyright: ignore[reportArgumentType]
 
     def _embed(
         self, images: Tensor, visible: Tensor | None, mask: TokenMask | None, fill: Tensor | None

@@ -105,7 +105,7 @@ def _open(config: TimmTeacher | CheckpointTeacher, grid: tuple[int, int]) -> tup
     own = read_facts(config.path).get("preprocessing", {})
     mean = config.mean or own.get("mean", IMAGENET_DEFAULT_MEAN)
     std = config.std or own.get("std", IMAGENET_DEFAULT_STD)
-    return encoder, Normalization(tuple(mean), tuple(std))
+    return encoder, Normalization(tuple(mean), tuple(std))  # pyright: ignore[reportArgumentType]
 
 
 def _from_timm(model: nn.Module, name: str) -> tuple[Encoder, Normalization]:

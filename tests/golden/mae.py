@@ -34,6 +34,7 @@ def compare(case: Case) -> Comparison:
     """Run our MAE on the case's weights and inputs."""
     result = Comparison(case)
     model = build(case)
+    assert model.encoder.vit.pos_embed is not None
     result.tensor("pos_embed (computed)", model.encoder.vit.pos_embed, case.weights["pos_embed"])
     decoder = decoder_of(model)
     result.tensor("decoder_pos_embed (computed)", decoder.positions, case.weights["decoder_pos_embed"])

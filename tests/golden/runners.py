@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden import layer_decay, mae, mff, pixmim, vit
+from tests.golden import distill, layer_decay, mae, mff, pixmim, vit
 from tests.golden.case import Case, Comparison, NotCovered
 
 RUNNERS: dict[str, Callable[[Case], Comparison]] = {
@@ -14,6 +14,9 @@ RUNNERS: dict[str, Callable[[Case], Comparison]] = {
     "vit_finetune": vit.compare,
     "vit_finetune_cls": vit.compare,
     "layer_decay": layer_decay.compare,
+    "d_mae": distill.compare,
+    "d_mae_ext": distill.compare,
+    "d2_mae": distill.compare,
     "mff": mff.compare,
     "pixmim_lowpass": pixmim.compare,
 }

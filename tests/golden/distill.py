@@ -1,0 +1,193 @@
+"""Golden cases of D-MAE and D2-MAE: student, frozen teacher and adapters of the published wrapper under our names."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from edgemim.methods.branches import MaskedImageModel
+from edgemim.methods.decoders import TransformerDecoder, TransformerDecoderConfig
+from edgemim.methods.distill import D2MaeConfig, DMaeConfig, ExtraLogits, HeadMixer
+from edgemim.methods.masking import mask_by_noise
+from edgemim.models.encoder import Encoder, Features, TokenMask, gather_tokens
+from edgemim.models.normalization import IDENTITY
+from edgemim.models.sizes import VitConfig
+from edgemim.models.weights import load_weights
+from edgemim.teachers import MaskedTeacher
+from tests.golden.case import Case, Comparison
+from tests.golden.mae import gather_rows, our_name, stored_places
+from tests.golden.taps import module_output
+
+
+def compare(case: Case) -> Comparison:
+    """Run our distillation on the case's weights and inputs."""
+    result = Comparison(case)
+    teacher = _teacher(case)
+    decoupled = "decode_idx" in case.config
+    model = (_d2_mae if decoupled else _d_mae)(case, teacher)
+    names = _load(model, case)
+    images = case.inputs["images"]
+    mask = mask_by_noise(case.inputs["noise"], case.config["mask_ratio"])
+    place = stored_places(case.inputs["ids_shuffle"], mask)
+    with torch.no_grad():
+        _student(result, model, images, mask, place)
+        _of_teacher(result, teacher, images, mask, place)
+        _losses(result, model, images, mask)
+    model.loss(images, mask).loss.backward()
+    result.gradients(_gradients(model, names))
+    return result.finish()
+
+
+def _encoder(case: Case, role: str, depth: int) -> Encoder:
+    sizes = case.config[role]
+    side, patch = case.config["img_size"], case.config["patch_size"]
+    config = VitConfig(
+        width=sizes["embed_dim"], depth=depth, heads=sizes["num_heads"], patch_size=patch, image_size=side
+    )
+    return Encoder(config)
+
+
+def _teacher(case: Case) -> MaskedTeacher:
+    encoder = _encoder(case, "teacher", case.config["teacher"]["depth"])
+    start = "tch_model."
+    load_weights(encoder.vit, {k.removeprefix(start): v for k, v in case.weights.items() if k.startswith(start)})
+    return MaskedTeacher(encoder, IDENTITY)
+
+
+def _decoder(case: Case) -> TransformerDecoderConfig:
+    sizes = case.config["student"]
+    width, depth, heads = (sizes[f"decoder_{key}"] for key in ("embed_dim", "depth", "num_heads"))
+    return TransformerDecoderConfig(width=width, depth=depth, heads=heads)
+
+
+def _d_mae(case: Case, teacher: MaskedTeacher) -> MaskedImageModel:
+    layers = tuple(case.config.get("attn_idx_ext") or case.config["attn_idx"])
+    hidden = tuple(case.config.get("hidden_idx_ext", ()))
+    method = DMaeConfig(
+        mask_ratio=case.config["mask_ratio"],
+        decoder=_decoder(case),
+        attention_weight=case.config["attn_alpha"],
+        hidden_weight=case.config["hidden_alpha"],
+        student_layers=layers,
+        teacher_layers=layers,
+        hidden_student_layers=hidden,
+        hidden_teacher_layers=hidden,
+    )
+    return method.build(_encoder(case, "student", case.config["student"]["depth"]), IDENTITY, teacher)
+
+
+def _d2_mae(case: Case, teacher: MaskedTeacher) -> MaskedImageModel:
+    depth = case.config["student"]["depth"] - 1  # theirs counts the block that stops at its logits
+    assert case.config["std_attn_idx"] == [depth + 1]
+    (taught,) = case.config["attn_idx"]
+    method = D2MaeConfig(
+        mask_ratio=case.config["mask_ratio"],
+        decoder=_decoder(case),
+        attention_weight=case.config["attn_alpha"],
+        pixel_layer=case.config["decode_idx"],
+        teacher_layer=taught,
+    )
+    return method.build(_encoder(case, "student", depth), IDENTITY, teacher)
+
+
+def _load(model: MaskedImageModel, case: Case) -> dict[str, str]:
+    """Put the original weights into the model, every one but the values of D2's extra block, which none reads."""
+    depth = model.encoder.config.depth
+    names, ours = {}, {}
+    for key, value in case.weights.items():
+        if key.startswith("tch_model.") or key == "model.decoder_pos_embed":
+            continue
+        name = _name(key, depth, [branch.name for branch in model.branches])
+        names[key] = name
+        if name.endswith((".qk.weight", ".qk.bias")):
+            value = value[: 2 * model.encoder.config.width]
+        ours[name] = value.flatten(1) if name.endswith(".mix.weight") else value
+    model.load_state_dict(ours, strict=True)
+    return names
+
+
+def _name(original: str, depth: int, branches: list[str]) -> str:
+    adapter = re.match(r"(attn|hidden)_adapter\.adapter(\d+)\.weight", original)
+    if adapter:
+        kind, number = adapter.groups()
+        # Logits of a layer are numbered from 0 there, hidden states as here.
+        end = f"attention.*_{int(number) + 1}|attention" if kind == "attn" else f"hidden.*_{number}"
+        (branch,) = (name for name in branches if re.fullmatch(end, name))
+        return f"decoders.{branch}.{'mix' if kind == 'attn' else 'adapt'}.weight"
+    extra = f"model.blocks.{depth}."
+    if original.startswith(extra):
+        inside = original.removeprefix(extra).replace("attn.qkv", "qk").replace("norm1", "norm")
+        return f"decoders.attention.source.{inside}"
+    return our_name(original.removeprefix("model."), "pixel")
+
+
+def _gradients(model: MaskedImageModel, names: dict[str, str]) -> dict[str, Tensor]:
+    parameters = dict(model.named_parameters())
+    found = {}
+    for key, name in names.items():
+        gradient = parameters[name].grad
+        if gradient is None:
+            continue
+        if name.endswith((".qk.weight", ".qk.bias")):  # nothing reads the values: their gradient is zero
+            gradient = torch.cat([gradient, torch.zeros_like(gradient[: len(gradient) // 2])])
+        found[key] = gradient[..., None, None] if name.endswith(".mix.weight") else gradient
+    return found
+
+
+def _student(result: Comparison, model: MaskedImageModel, images: Tensor, mask: TokenMask, place: Tensor) -> None:
+    depth = model.encoder.config.depth
+    every = range(1, depth + 1)
+    features = model.encoder(images, mask, taps=[0, *every], attention=every)
+    for number in every:
+        if f"student.block{number}" in result.case.outputs:
+            result.output(f"student.block{number}", gather_tokens(features.tokens[number], place))
+    pixel = model.branches[0].decoder
+    assert isinstance(pixel, TransformerDecoder)
+    result.output("student.latent", gather_tokens(pixel.neck(features), place))
+    with module_output(pixel.head) as found:
+        pixel(features, mask)
+    result.output("student.pred_with_cls", found[0])
+    _features(result, "student", features, place)
+    for branch in model.branches:
+        if not isinstance(branch.decoder, HeadMixer):
+            continue
+        taught = next(key for key in result.case.outputs if re.fullmatch(_adapted(branch.name), key))
+        result.output(taught, _shuffle_logits(branch.decoder(features, mask), place))
+        if isinstance(branch.decoder.source, ExtraLogits):
+            logits = _shuffle_logits(branch.decoder.source(features), place)
+            result.output(f"student.attn_logits{depth + 1}", logits)
+
+
+def _adapted(branch: str) -> str:
+    return r"adapted_logits\d+" if branch == "attention" else f"adapted_logits{branch.rpartition('_')[2]}"
+
+
+def _features(result: Comparison, whose: str, features: Features, place: Tensor) -> None:
+    for number, logits in features.attention.items():
+        if f"{whose}.attn_logits{number}" in result.case.outputs:
+            result.output(f"{whose}.attn_logits{number}", _shuffle_logits(logits, place))
+    for number in features.tokens:
+        if f"{whose}.hidden{number}" in result.case.outputs:
+            result.output(f"{whose}.hidden{number}", gather_tokens(features.entering(number), place))
+
+
+def _of_teacher(result: Comparison, teacher: MaskedTeacher, images: Tensor, mask: TokenMask, place: Tensor) -> None:
+    depth = teacher.config.depth
+    features = teacher(images, mask, taps=range(depth + 1), attention=range(1, depth + 1))
+    _features(result, "teacher", features, place)
+
+
+def _losses(result: Comparison, model: MaskedImageModel, images: Tensor, mask: TokenMask) -> None:
+    output = model.loss(images, mask)
+    result.output("loss", output.loss)
+    sums = {"loss_rec": "loss_pixel", "loss_attn": "loss_attention", "loss_hidden": "loss_hidden"}
+    for name, start in sums.items():
+        if name in result.case.outputs:
+            parts = [value for key, value in output.metrics.items() if key.startswith(start)]
+            result.output(name, torch.stack(parts).sum())
+
+
+def _shuffle_logits(logits: Tensor, place: Tensor) -> Tensor:
+    return gather_rows(gather_rows(logits, place).transpose(2, 3), place).transpose(2, 3)

@@ -1,0 +1,155 @@
+"""Attention distillation: what trains what, and what is refused; numbers are compared in tests/golden."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import NORMALIZATION, mask_of, nano_encoder, pixels
+from torch import Tensor
+
+from edgemim.errors import UserError
+from edgemim.methods.branches import MaskedImageModel
+from edgemim.methods.distill import D2MaeConfig, DMaeConfig
+from edgemim.models.encoder import Encoder
+from edgemim.models.normalization import Normalization
+from edgemim.models.sizes import VitConfig
+from edgemim.models.weights import save_model
+from edgemim.teachers import CheckpointTeacher, EfficientNetLiteTeacher, MaskedTeacher, TimmTeacher, masked_teacher
+
+SIX = VitConfig(width=24, depth=6, heads=3, patch_size=8, image_size=32)
+# Wider, shallower, with other heads and larger patches on the same grid.
+OTHER = VitConfig(width=40, depth=4, heads=5, patch_size=12, image_size=48)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> MaskedTeacher:
+    return MaskedTeacher(nano_encoder(OTHER, seed=1), Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+
+
+def gradients(model: MaskedImageModel, branch: str) -> set[str]:
+    """Names of the parameters that one branch's loss reaches."""
+    x, mask = NORMALIZATION.apply(pixels(2)), mask_of(2)
+    chosen = next(b for b in model.branches if b.name == branch)
+    prediction, target = chosen.decoder(model.encode(x, mask), mask), chosen.target(x, mask)
+    assert not target.requires_grad
+    assert prediction.shape == target.shape or branch == "pixel"
+    model.zero_grad()
+    (prediction - target).square().mean().backward()
+    return {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+
+
+def blocks(names: set[str]) -> set[int]:
+    return {int(name.split(".")[3]) for name in names if name.startswith("encoder.vit.blocks.")}
+
+
+def test_d2_reconstruction_reaches_the_blocks_up_to_its_tap_only(teacher: MaskedTeacher) -> None:
+    model = D2MaeConfig().build(nano_encoder(SIX), NORMALIZATION, teacher)
+    assert model.taps == (4, 6)
+    assert blocks(gradients(model, "pixel")) == {0, 1, 2, 3}
+    reached = gradients(model, "attention")
+    assert blocks(reached) == {0, 1, 2, 3, 4, 5}
+    assert not any(name.startswith("decoders.pixel") for name in reached)
+    assert "encoder.vit.norm.weight" not in reached
+
+
+def test_d_mae_reads_logits_of_a_block(teacher: MaskedTeacher) -> None:
+    model = DMaeConfig().build(nano_encoder(SIX), NORMALIZATION, teacher)
+    assert model.attention == (6,)
+    reached = gradients(model, "attention_6_4")
+    assert blocks(reached) == {0, 1, 2, 3, 4, 5}
+    assert "encoder.vit.blocks.5.mlp.fc1.weight" not in reached  # the block's logits come before its MLP
+
+
+def test_the_attention_loss_by_hand(teacher: MaskedTeacher) -> None:
+    method = DMaeConfig(student_layers=(2, 5), teacher_layers=(1, 4), attention_weight=0.5)
+    model = method.build(nano_encoder(SIX), NORMALIZATION, teacher)
+    x, mask = NORMALIZATION.apply(pixels(2)), mask_of(2)
+    output = model.loss(x, mask)
+    expected = float(output.metrics["loss_pixel"])
+    raw = teacher.normalization.normalize(
+        torch.nn.functional.interpolate(NORMALIZATION.undo(x), size=(48, 48), mode="bicubic", antialias=True).clamp(
+            0, 1
+        )
+    )
+    for student, taught in ((2, 1), (5, 4)):
+        ours, theirs = logits(model.encoder, x, mask, student), logits(teacher.encoder, raw, mask, taught)
+        mix = dict(model.named_parameters())[f"decoders.attention_{student}_{taught}.mix.weight"]
+        mixed = torch.nn.functional.conv2d(ours, mix[..., None, None])
+        expected += 0.5 * float((mixed - theirs).square().mean())
+    assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+@torch.no_grad()
+def logits(encoder: Encoder, x: Tensor, mask, block: int) -> Tensor:
+    """Attention logits through timm's own projection."""
+    attn = encoder.vit.blocks[block - 1].attn
+    inside = encoder.vit.blocks[block - 1].norm1(encoder(x, mask, taps=[block - 1]).tokens[block - 1])
+    b, t, width = inside.shape
+    q, k, _ = attn.qkv(inside).view(b, t, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    return q @ k.transpose(-1, -2) / (width / attn.num_heads) ** 0.5
+
+
+def test_hidden_states_of_other_width(teacher: MaskedTeacher) -> None:
+    method = DMaeConfig(hidden_student_layers=(0, 3, 6), hidden_teacher_layers=(0, 2, 4))
+    model = method.build(nano_encoder(SIX), NORMALIZATION, teacher)
+    assert blocks(gradients(model, "hidden_3_2")) == {0, 1, 2, 3}  # with block 4's own first norm
+    assert "encoder.vit.norm.weight" in gradients(model, "hidden_6_4")
+
+
+def test_the_teacher_runs_once_a_step_frozen_and_outside(
+    teacher: MaskedTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = DMaeConfig(
+        student_layers=(2, 6), teacher_layers=(2, 4), hidden_student_layers=(6,), hidden_teacher_layers=(4,)
+    )
+    model = method.build(nano_encoder(SIX), NORMALIZATION, teacher).train()
+    calls = []
+    forward = teacher.encoder.forward
+    monkeypatch.setattr(teacher.encoder, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+    model.loss(NORMALIZATION.apply(pixels(2)), mask_of(2)).loss.backward()
+    assert len(calls) == 1
+    assert all(p.grad is None for p in teacher.parameters())
+    assert not teacher.train().training
+    own = {p.data_ptr() for p in teacher.parameters()}
+    assert own.isdisjoint({p.data_ptr() for p in model.parameters()})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"student_layers": (7,)}, "layers 1 to 6, not 7"),
+        ({"student_layers": (1, 2)}, "2 layers of the student and 1"),
+        ({"hidden_student_layers": (1,), "hidden_teacher_layers": (5,)}, "teacher has layers 0 to 4, not 5"),
+    ],
+)
+def test_layers_that_are_not_there(teacher: MaskedTeacher, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DMaeConfig(**options).build(nano_encoder(SIX), NORMALIZATION, teacher)
+
+
+def test_what_is_no_teacher_is_refused(teacher: MaskedTeacher) -> None:
+    with pytest.raises(UserError, match="needs a vision transformer"):
+        D2MaeConfig().build(nano_encoder(SIX), NORMALIZATION, None)
+    with pytest.raises(UserError, match="convolutional"):
+        masked_teacher(EfficientNetLiteTeacher(), (4, 4))
+    with pytest.raises(UserError, match="ResNet"):
+        masked_teacher(TimmTeacher(model="test_resnet", pretrained=False), (4, 4))
+    with pytest.raises(UserError, match=r"teacher\.path"):
+        masked_teacher(CheckpointTeacher(), (4, 4))
+
+
+def test_a_run_teaches_with_its_own_normalisation(tmp_path: Path) -> None:
+    encoder = nano_encoder(OTHER)
+    facts = {
+        "kind": "encoder",
+        "encoder": OTHER.model_dump(),
+        "preprocessing": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
+    }
+    save_model(tmp_path / "model", encoder.vit.state_dict(), facts)
+    opened = masked_teacher(CheckpointTeacher(path=tmp_path), (4, 4))
+    assert opened.normalization == Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert torch.equal(opened.encoder.vit.blocks[0].attn.qkv.weight, encoder.vit.blocks[0].attn.qkv.weight)
+    with pytest.raises(UserError, match="4 x 4 patches, the student into 8 x 8"):
+        masked_teacher(CheckpointTeacher(path=tmp_path), (8, 8))
