@@ -50,7 +50,7 @@ class ExportConfig(Int8Config):
     openvino: bool = False
     """Write OpenVINO's own format too (and with --int8, its INT8 too, or fail where it is not installed)."""
     int8: bool = False
-    """Then quantise, as `edgemim quantize` does; the options below from --targets on belong to it."""
+    """Then quantise, as `edgemim quantize` does; the options from --targets to --force belong to it."""
     out: Path | None = None
     """Folder of the artifact; default RUN/artifact."""
     overwrite: bool = False
@@ -75,6 +75,7 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
     """
     if not config.onnx:
         raise UserError("--no-onnx leaves nothing to export: every other format is made from ONNX; leave the flag out")
+    _refuse_idle_options(config)
     if config.openvino:
         require_packages(quantize=config.int8)
     run = find_run(config.run, "finetune")
@@ -92,6 +93,15 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
         return {**record.results, "quantization": quantized["quantization"]}
     print(f"artifact in {out}; next: edgemim benchmark {out}")
     return record.results
+
+
+def _refuse_idle_options(config: ExportConfig) -> None:
+    """An option that would be ignored in silence is a mistake. Raises UserError."""
+    fields = {name: field.default for name, field in Int8Config.model_fields.items() if name not in ("data", "val")}
+    idle = [name for name, default in fields.items() if getattr(config, name) != default]
+    if idle and not config.int8:
+        flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+        raise UserError(f"{flags} would have no effect without --int8; add --int8 or leave it out")
 
 
 def _quantize_config(config: ExportConfig, out: Path, run: Path) -> QuantizeConfig:
