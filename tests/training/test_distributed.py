@@ -1,9 +1,8 @@
-"""Devices, ranks that agree, and signals that wait for a step boundary."""
+"""Devices, and ranks that agree."""
 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import torch
 from tiny_training import NANO  # noqa: F401 (one thread)
 
 from edgemim.errors import NoGpu, UserError
-from edgemim.training.distributed import StopSignal, World, open_world, pick_device, restarted_by_agent
+from edgemim.training.distributed import World, job_name, open_world, pick_device, restarted_by_agent
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +33,8 @@ def test_alone_everything_is_its_own_answer(monkeypatch: pytest.MonkeyPatch) -> 
     with open_world("cpu") as world:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
         assert world.any(True) and not world.any(False)
+        assert world.any_of(True, False) == [True, False]
+        assert world.on_main(lambda: 7) == 7
         assert world.gather(["x"]) == [["x"]]
         assert world.mean_(torch.tensor(3.0)) == 3.0
         world.barrier()
@@ -49,12 +50,25 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
     program = textwrap.dedent(
         """
         import torch
+        from edgemim.errors import UserError
         from edgemim.training.distributed import open_world
         torch.set_num_threads(1)
         with open_world("cpu") as world:
             assert world.size == 2
             assert world.is_main == (world.rank == 0)
             assert world.any(world.rank == 1) and not world.any(False)
+            assert world.any_of(world.rank == 0, False, world.rank == 1) == [True, False, True]
+            assert world.on_main(lambda: ("from", world.rank)) == ("from", 0)
+
+            def refuse():
+                assert world.is_main, "called on another rank"
+                raise UserError("no room")
+
+            try:
+                world.on_main(refuse)
+                raise AssertionError("went on after a refusal")
+            except UserError as error:
+                assert str(error) == "no room"
             assert world.gather([]) == []
             assert world.gather(["a"] if world.rank else []) == [[], ["a"]]
             assert world.mean_(torch.tensor([world.rank, 4.0])).tolist() == [0.5, 4.0]
@@ -75,21 +89,13 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
         assert "agreed" in out
 
 
-def test_a_signal_is_remembered_and_the_old_handlers_come_back() -> None:
-    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-    for name in before:
-        with StopSignal() as stop:
-            assert stop.received is None
-            os.kill(os.getpid(), name)
-            assert stop.received is name
-    assert {name: signal.getsignal(name) for name in before} == before
-
-
-def test_a_second_interrupt_does_not_wait() -> None:
-    with StopSignal():
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+def test_a_job_has_a_name_under_torchrun_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert job_name() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night-shift")
+    assert job_name() == "night-shift"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun's default: the agent itself is the job
+    assert str(os.getppid()) in (job_name() or "")
 
 
 def test_other_ranks_do_not_write() -> None:
