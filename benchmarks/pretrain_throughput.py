@@ -165,7 +165,7 @@ def synthetic_batches(config: ThroughputConfig, size: VitConfig, device: torch.d
 def loaded_batches(config: ThroughputConfig, size: VitConfig) -> Any:
     """Batches through the loader, as in a real run."""
     assert config.data is not None
-    transform = PretrainConfig().transform.model_copy(update={"image_size": size.image_size}).build()
+    transform = PretrainConfig().transform.build(size.image_size)
     return build_loader(
         scan_folder(config.data),
         transform,

@@ -177,7 +177,7 @@ def _train(config: FinetuneConfig, task: ClassificationTask, plan: Plan, world: 
     task.to(world.device)
     assert task.data is not None
     data = task.data
-    transform = config.transform.model_copy(update={"image_size": task.preprocessing.image_size}).build()
+    transform = config.transform.build(task.preprocessing.image_size)
     no_decay = getattr(task.model, "no_weight_decay", set)()
     optimizer = build_adamw(
         task.model,

@@ -25,7 +25,7 @@ from edgemim.models.sizes import EncoderConfig, VitConfig
 from edgemim.models.weights import save_model
 from edgemim.run import RunRecord
 from edgemim.tasks.task import spread_over_classes, stratified_split
-from edgemim.teachers import MaskedTeacher, Teacher, TeacherConfig, masked_teacher
+from edgemim.teachers import TeacherConfig
 from edgemim.training.distributed import World, open_world
 from edgemim.training.optim import build_adamw
 from edgemim.training.recipe import Plan, TrainingConfig
@@ -102,7 +102,7 @@ def build(config: PretrainConfig, device: torch.device, teacher: nn.Module | Non
     return config.method.build(encoder, Normalization(config.mean, config.std), teacher).to(device)
 
 
-def build_teacher(config: PretrainConfig, device: torch.device) -> Teacher | MaskedTeacher | None:
+def build_teacher(config: PretrainConfig, device: torch.device) -> nn.Module | None:
     """The frozen teacher, if the method has one. It is no part of the model's module tree: no checkpoint holds it.
 
     Raises:
@@ -110,12 +110,7 @@ def build_teacher(config: PretrainConfig, device: torch.device) -> Teacher | Mas
     """
     if config.teacher is None:
         return None
-    if config.method.teacher_kind == "none":
-        name = config.method.name
-        raise UserError(f"method {name} has no teacher; leave --teacher out, or give --method feature_distill")
-    if config.method.teacher_kind == "masked":
-        return masked_teacher(config.teacher, config.encoder.grid).to(device)
-    return config.teacher.build(config.encoder.image_size, config.encoder.grid).to(device)
+    return config.method.build_teacher(config.teacher, config.encoder).to(device)
 
 
 def _train(
@@ -127,7 +122,7 @@ def _train(
     world: World,
     record: RunRecord,
 ) -> None:
-    transform = config.transform.model_copy(update={"image_size": config.encoder.image_size}).build()
+    transform = config.transform.build(config.encoder.image_size)
     optimizer = build_adamw(model, weight_decay=config.weight_decay, betas=config.betas)
     workers = config.reader_processes(world.size)
 

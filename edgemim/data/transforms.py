@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from edgemim.config import Config
 from edgemim.edge.images import IMAGENET_MEAN, Preprocessing
@@ -33,8 +33,6 @@ _FILTERS = {
 class PretrainTransform(Config):
     """The light augmentation of masked image modeling: one crop and a flip (MAE, arXiv 2111.06377, appendix A)."""
 
-    image_size: int = Field(224, ge=8)
-    """Side of the square output, in pixels."""
     crop: Literal["random_resized", "simple_resized", "none"] = "random_resized"
     """random_resized: a random part, resized. simple_resized: short side resized, then a random square of it
     (PixMIM, arXiv 2303.02416). none: short side resized, centre square."""
@@ -50,16 +48,14 @@ class PretrainTransform(Config):
     def _check_scale(cls, value: Scale) -> Scale:
         return _valid_scale(value)
 
-    def build(self) -> KeyedTransform:
-        """The transform that this configuration describes."""
-        return CropAndFlip(self.image_size, self.crop, self.crop_scale, self.flip, self.interpolation)
+    def build(self, image_size: int) -> KeyedTransform:
+        """The transform that this configuration describes; its output is a square of `image_size` pixels."""
+        return CropAndFlip(image_size, self.crop, self.crop_scale, self.flip, self.interpolation)
 
 
 class FinetuneTransform(Config):
     """Augmentation of supervised fine-tuning: random resized crop, flip, RandAugment."""
 
-    image_size: int = Field(224, ge=8)
-    """Side of the square output, in pixels."""
     crop_scale: Scale = (0.08, 1.0)
     """Smallest and largest part of the image's area that the crop takes."""
     flip: bool = True
@@ -74,12 +70,12 @@ class FinetuneTransform(Config):
     def _check_scale(cls, value: Scale) -> Scale:
         return _valid_scale(value)
 
-    def build(self) -> KeyedTransform:
-        """The transform that this configuration describes. Raises UserError if timm does not know the policy."""
-        crop = CropAndFlip(self.image_size, "random_resized", self.crop_scale, self.flip, self.interpolation)
+    def build(self, image_size: int) -> KeyedTransform:
+        """The transform to squares of `image_size` pixels. Raises UserError if timm does not know the policy."""
+        crop = CropAndFlip(image_size, "random_resized", self.crop_scale, self.flip, self.interpolation)
         if not self.rand_augment:
             return crop
-        return Augmented(crop, _timm_policy(self.rand_augment, self.image_size, self.interpolation))
+        return Augmented(crop, _timm_policy(self.rand_augment, image_size, self.interpolation))
 
 
 class EvalTransform:

@@ -41,7 +41,7 @@ def pictures(tmp_path):
     return tmp_path / "pictures"
 
 
-TRANSFORM = PretrainTransform(image_size=SIZE).build()
+TRANSFORM = PretrainTransform().build(SIZE)
 
 
 def stream(folder, *, transform=TRANSFORM, batch_size=8, seed=3, total_steps=5, **options):
@@ -77,7 +77,7 @@ def test_samples_are_what_their_keys_say(pictures):
             assert np.array_equal(image.numpy(), TRANSFORM(load_image(folder.path(index)), key))
 
 
-@pytest.mark.parametrize("transform", [TRANSFORM, FinetuneTransform(image_size=SIZE).build()], ids=["crop", "policy"])
+@pytest.mark.parametrize("transform", [TRANSFORM, FinetuneTransform().build(SIZE)], ids=["crop", "policy"])
 def test_workers_change_nothing(pictures, transform):
     folder = scan_folder(pictures)
     alone = contents(stream(folder, transform=transform))
@@ -122,7 +122,7 @@ def test_the_loader_draws_nothing_from_the_global_generators(pictures):
     expected = torch.rand(3)
     for workers in (0, 1):
         torch.manual_seed(0)
-        list(stream(folder, transform=FinetuneTransform(image_size=SIZE).build(), total_steps=2, workers=workers))
+        list(stream(folder, transform=FinetuneTransform().build(SIZE), total_steps=2, workers=workers))
         assert torch.equal(torch.rand(3), expected)
 
 
@@ -384,7 +384,7 @@ from pathlib import Path
 from edgemim.data.folders import scan_folder
 from edgemim.data.loader import build_loader
 from edgemim.data.transforms import PretrainTransform
-batches = iter(build_loader(scan_folder(sys.argv[1]), PretrainTransform(image_size=24).build(), batch_size=8,
+batches = iter(build_loader(scan_folder(sys.argv[1]), PretrainTransform().build(24), batch_size=8,
                             seed=0, total_steps=1000, workers=2))
 next(batches)
 print("ready", flush=True)

@@ -31,19 +31,19 @@ def picture(height, width, seed=0):
 
 
 CONFIGS = [
-    PretrainTransform(image_size=32),
-    PretrainTransform(image_size=32, crop="simple_resized"),
-    PretrainTransform(image_size=32, crop="none", interpolation="random"),
-    FinetuneTransform(image_size=32),
-    FinetuneTransform(image_size=32, rand_augment="augmix-m5-w2"),
-    FinetuneTransform(image_size=32, rand_augment="original-mstd0.5"),
-    FinetuneTransform(image_size=32, rand_augment="", interpolation="random"),
+    PretrainTransform(),
+    PretrainTransform(crop="simple_resized"),
+    PretrainTransform(crop="none", interpolation="random"),
+    FinetuneTransform(),
+    FinetuneTransform(rand_augment="augmix-m5-w2"),
+    FinetuneTransform(rand_augment="original-mstd0.5"),
+    FinetuneTransform(rand_augment="", interpolation="random"),
 ]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{type(config).__name__}-{config.model_dump()}"[:60])
 def test_the_key_alone_decides(config):
-    transform, image = config.build(), picture(50, 70)
+    transform, image = config.build(32), picture(50, 70)
     first = [transform(image, key) for key in range(12)]
     for shift in (1, 2):
         random.seed(shift)
@@ -60,7 +60,7 @@ def test_the_key_alone_decides(config):
 
 
 def test_globals_are_left_as_they_were():
-    transform = FinetuneTransform(image_size=32).build()
+    transform = FinetuneTransform().build(32)
     image = picture(40, 40)
     random.seed(1)
     np.random.seed(1)
@@ -82,7 +82,7 @@ def test_random_resized_crop_is_timms(size, interpolation):
 
     image = picture(*size)
     theirs = RandomResizedCropAndInterpolation(48, scale=(0.2, 1.0), interpolation=interpolation)
-    ours = PretrainTransform(image_size=48, flip=False, interpolation=interpolation).build()
+    ours = PretrainTransform(flip=False, interpolation=interpolation).build(48)
     for key in range(40):
         random.seed(key)
         expected = np.asarray(theirs(Image.fromarray(image))).transpose(2, 0, 1)
@@ -93,7 +93,7 @@ def test_simple_resized_crop_is_torchvisions():
     """Resize the short side, pad four pixels by reflection, cut a square: torchvision does it on whole pictures."""
     from torchvision.transforms import functional
 
-    ours = PretrainTransform(image_size=32, crop="simple_resized", flip=False).build()
+    ours = PretrainTransform(crop="simple_resized", flip=False).build(32)
     for size in [(50, 80), (90, 41), (32, 32), (20, 25)]:
         image = picture(*size)
         whole = functional.resize(Image.fromarray(image), 32, functional.InterpolationMode.BICUBIC)
@@ -119,18 +119,16 @@ def test_no_crop_is_the_centre():
         image = picture(*size)
         whole = functional.resize(Image.fromarray(image), 32, functional.InterpolationMode.BICUBIC)
         expected = np.asarray(functional.center_crop(whole, [32, 32])).transpose(2, 0, 1).astype(int)
-        ours = PretrainTransform(image_size=32, crop="none", flip=False).build()(image, 5)
+        ours = PretrainTransform(crop="none", flip=False).build(32)(image, 5)
         # Pillow chooses the order of its two passes by size and rounds between them.
         assert np.abs(ours.astype(int) - expected).max() <= 2
     exact = picture(32, 32)
-    assert np.array_equal(
-        PretrainTransform(image_size=32, crop="none", flip=False).build()(exact, 0), exact.transpose(2, 0, 1)
-    )
+    assert np.array_equal(PretrainTransform(crop="none", flip=False).build(32)(exact, 0), exact.transpose(2, 0, 1))
 
 
 def test_flip_happens_half_of_the_time():
     image = picture(32, 32)
-    transform = PretrainTransform(image_size=32, crop="none").build()
+    transform = PretrainTransform(crop="none").build(32)
     outputs = [transform(image, key) for key in range(400)]
     flipped = sum(np.array_equal(output, image[:, ::-1].transpose(2, 0, 1)) for output in outputs)
     plain = sum(np.array_equal(output, image.transpose(2, 0, 1)) for output in outputs)
@@ -144,7 +142,7 @@ def test_rand_augment_is_timms():
 
     text = "rand-m5-mstd0.5-inc1"
     policy = create_transform(48, is_training=True, auto_augment=text, interpolation="bicubic", separate=True)[1]
-    ours = FinetuneTransform(image_size=48, rand_augment=text).build()
+    ours = FinetuneTransform(rand_augment=text).build(48)
     crop = CropAndFlip(48, "random_resized", (0.08, 1.0), True, "bicubic")
     image = picture(60, 80)
     for key in range(30):
@@ -155,7 +153,7 @@ def test_rand_augment_is_timms():
 
 
 def test_posterize_to_zero_bits_is_black_as_it_was_before_pillow_13():
-    transform = FinetuneTransform(image_size=32, rand_augment="rand-m10-inc1-p1-n1").build()
+    transform = FinetuneTransform(rand_augment="rand-m10-inc1-p1-n1").build(32)
     posterize = next(op for op in transform.policy.ops if op.name == "PosterizeIncreasing")
     black = np.asarray(posterize(Image.fromarray(picture(32, 32))))
     assert not black.any()
@@ -166,7 +164,7 @@ def test_posterize_to_zero_bits_is_black_as_it_was_before_pillow_13():
 @pytest.mark.parametrize("text", ["rnad-m9", "rand-q9", "original-x3"])
 def test_an_unknown_policy_is_the_users_error(text):
     with pytest.raises(UserError, match="does not know the policy"):
-        FinetuneTransform(rand_augment=text).build()
+        FinetuneTransform(rand_augment=text).build(224)
 
 
 @pytest.mark.parametrize("scale", [(0.0, 1.0), (0.5, 0.2), (0.2, 1.1)])
@@ -192,7 +190,7 @@ def test_a_box_lies_in_the_picture(height, width, key):
 def test_any_picture_gives_a_square(height, width, key):
     image = np.zeros((height, width, 3), np.uint8) + np.uint8(77)
     for config in CONFIGS[:3]:
-        output = config.build()(image, key)
+        output = config.build(32)(image, key)
         assert output.shape == (3, 32, 32)
         assert (output == 77).all()
 
@@ -201,7 +199,7 @@ def test_a_strip_costs_no_memory():
     """The whole of it resized would be 3 × 224 × 13 million bytes."""
     strip = np.zeros((1, 60_000, 3), np.uint8)
     for crop in ("random_resized", "simple_resized", "none"):
-        assert PretrainTransform(crop=crop).build()(strip, 1).shape == (3, 224, 224)
+        assert PretrainTransform(crop=crop).build(224)(strip, 1).shape == (3, 224, 224)
 
 
 def test_evaluation_is_the_edge_wings_crop():
