@@ -87,9 +87,9 @@ def _images(report: Report, outcome: Outcome) -> None:
         f"{_count(crops.unlabelled):,} unlabelled crops, {_count(crops.train):,} labelled, {_count(crops.test):,} for "
         f"testing; guessing gives {100 / len(crops.classes):.1f} %."
     )
-    half = _SAMPLES // 2
+    half = min(_SAMPLES // 2, config.train_per_photo, config.test_per_photo)
     rows = [[*_first(crops.train / name, half), *_first(crops.test / name, half)] for name in crops.classes[::3]]
-    titles = [f"train {i + 1}" for i in range(half)] + [f"test {i + 1}" for i in range(half)]
+    titles = [f"{part} {i + 1}" for part in ("train", "test") for i in range(half)]
     report.figure(plot_images(rows, titles), f"Crops of {', '.join(crops.classes[::3])}; credits stand below.")
 
 
