@@ -140,6 +140,18 @@ def test_a_folder_that_is_not_ours_is_never_emptied(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.xfail(
+    strict=True, reason="a lone config.yaml or manifest.json counts as a run of ours: any project has one"
+)
+@pytest.mark.parametrize("name", ["config.yaml", "manifest.json"])
+def test_a_common_file_name_makes_no_folder_ours(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not made by edgemim"):
+        prepare_folder(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
 def test_overwriting_does_not_follow_links(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()

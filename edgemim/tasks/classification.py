@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pydantic
 import timm
 import torch
 import torch.nn.functional as F
@@ -27,11 +28,11 @@ from edgemim.training.objective import StepOutput
 class MixingConfig(Config):
     """How images and labels of a batch are blended (timm's Mixup)."""
 
-    mixup: float = 0.2
+    mixup: float = pydantic.Field(default=0.2, ge=0)
     """Alpha of mixup; 0 is off. The improved lightweight recipe has 0.2."""
-    cutmix: float = 0.0
+    cutmix: float = pydantic.Field(default=0.0, ge=0)
     """Alpha of CutMix; 0 is off."""
-    smoothing: float = 0.0
+    smoothing: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Label smoothing."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydantic
 import pytest
 import torch
 import torch.nn.functional as F
@@ -97,6 +98,12 @@ def test_mixing_follows_the_seed_that_the_loop_sets_for_the_step() -> None:
     losses = [float(run(task, seed)) for seed in (11, 11, 12, 13)]
     assert losses[0] == losses[1]
     assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("wrong", [{"mixup": -0.1}, {"cutmix": -1}, {"smoothing": 1.0}])
+def test_shares_without_meaning_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(pydantic.ValidationError, match=next(iter(wrong))):
+        MixingConfig.model_validate(wrong)
 
 
 def test_mixing_leaves_global_generators_alone() -> None:
