@@ -5,6 +5,7 @@ from typing import Annotated
 import pydantic
 
 from edgemim.config import Presets
+from edgemim.methods.deepmim import DeepMimConfig
 from edgemim.methods.distill import D2MaeConfig, DMaeConfig
 from edgemim.methods.feature_distill import FeatureDistillConfig
 from edgemim.methods.mae import MaeConfig
@@ -12,7 +13,7 @@ from edgemim.methods.mff import MffConfig
 from edgemim.methods.pixmim import PixMimConfig
 
 MethodConfig = Annotated[
-    MaeConfig | FeatureDistillConfig | MffConfig | PixMimConfig | DMaeConfig | D2MaeConfig,
+    MaeConfig | FeatureDistillConfig | MffConfig | PixMimConfig | DMaeConfig | D2MaeConfig | DeepMimConfig,
     pydantic.Field(discriminator="name"),
     Presets(
         {
@@ -22,6 +23,7 @@ MethodConfig = Annotated[
             "pixmim": PixMimConfig(),
             "d_mae": DMaeConfig(),
             "d2_mae": D2MaeConfig(),
+            "deepmim": DeepMimConfig(),
         }
     ),
 ]
@@ -29,6 +31,7 @@ MethodConfig = Annotated[
 __all__ = [
     "D2MaeConfig",
     "DMaeConfig",
+    "DeepMimConfig",
     "FeatureDistillConfig",
     "MaeConfig",
     "MethodConfig",

@@ -130,12 +130,14 @@ class FeatureTarget:
 
     Channels are standardised over the batch first (features after a ReLU have few, heavy channels that would own the
     loss), then each token is layer-normed without affine, so that a smooth-L1 loss has a natural scale.
+    A cosine loss needs neither.
     """
 
     teacher: nn.Module
     channels: int
     normalization: Normalization
     standardize: bool = True
+    layer_norm: bool = True
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], mask: TokenMask) -> Float[Tensor, "b n c"]:
         """The teacher's tokens; the mask plays no part."""
@@ -143,4 +145,4 @@ class FeatureTarget:
         if self.standardize:
             mean, std = features.mean((0, 1), keepdim=True), features.std((0, 1), keepdim=True)
             features = (features - mean) / (std + 1e-6)
-        return F.layer_norm(features, features.shape[-1:])
+        return F.layer_norm(features, features.shape[-1:]) if self.layer_norm else features

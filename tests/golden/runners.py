@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden import distill, layer_decay, mae, mff, pixmim, vit
+from tests.golden import deepmim, distill, layer_decay, mae, mff, pixmim, vit
 from tests.golden.case import Case, Comparison, NotCovered
 
 RUNNERS: dict[str, Callable[[Case], Comparison]] = {
@@ -17,6 +17,7 @@ RUNNERS: dict[str, Callable[[Case], Comparison]] = {
     "d_mae": distill.compare,
     "d_mae_ext": distill.compare,
     "d2_mae": distill.compare,
+    "deepmim": deepmim.compare,
     "mff": mff.compare,
     "pixmim_lowpass": pixmim.compare,
 }
