@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from edgemim.config import Config, to_yaml
-from edgemim.errors import EdgemimError, UserError
+from edgemim.errors import EdgemimError, Interrupted, SavedOnSignal, UserError
 
 RUNS = Path("runs")
 _PACKAGES = ("edgemim", "numpy", "pillow", "torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "nncf")
@@ -57,7 +57,9 @@ class RunRecord:
         if error is None:
             self._write("done", 0, None)
         elif isinstance(error, EdgemimError):
-            self._write("saved" if error.exit_code == 75 else "failed", error.exit_code, str(error))
+            # Both exceptions mean that the work was saved first.
+            stopped = isinstance(error, (SavedOnSignal, Interrupted))
+            self._write("saved" if stopped else "failed", error.exit_code, str(error))
         else:
             self._write(
                 "failed", 130 if isinstance(error, KeyboardInterrupt) else 1, f"{type(error).__name__}: {error}"
@@ -130,9 +132,8 @@ def prepare_folder(folder: Path, *, overwrite: bool = False, resume: bool = Fals
 
 
 def _remove_content(folder: Path, content: list[Path]) -> None:
-    known = {"run.json", "config.yaml", "manifest.json"}
-    if not known & {path.name for path in content}:
-        raise UserError(f"{folder} was not made by edgemim; --overwrite deletes only folders with a run.json")
+    if "verb" not in read_record(folder):
+        raise UserError(f"{folder} was not made by edgemim (it has no run.json of a verb); empty it yourself")
     for path in content:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -74,6 +74,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """
     if config.data is None:
         raise UserError("give --data DIR, a folder of images")
+    config = config.model_copy(update={"data": config.data.absolute()})
     with open_world(config.device) as world:
         splits = find_splits(config.data)
         folder = scan_folder(splits.get("train", config.data), progress=world.is_main)

@@ -128,9 +128,9 @@ def low_pass_disc(height: int, width: int, radius: float, device: torch.device |
 class FeatureTarget:
     """Features of a frozen teacher that sees the whole image; its grid equals the student's.
 
-    Channels are standardised over the batch first (features after a ReLU have few, heavy channels that would own the
-    loss), then each token is layer-normed without affine, so that a smooth-L1 loss has a natural scale.
-    A cosine loss needs neither.
+    Channels are standardised first, over the part of the batch that this process computes at once: features after a
+    ReLU have few, heavy channels that would own the loss. Then each token is layer-normed without affine, so that a
+    smooth-L1 loss has a natural scale.
     """
 
     teacher: nn.Module
