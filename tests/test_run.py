@@ -65,7 +65,7 @@ def test_a_record_from_start_to_end(tmp_path: Path) -> None:
         (UserError("no images"), "failed", 2, "no images"),
         (GateRefused("slower"), "failed", 3, "slower"),
         (SavedOnSignal("saved at step 4"), "saved", 75, "saved at step 4"),
-        (Interrupted("saved at step 4"), "failed", 130, "saved at step 4"),
+        (Interrupted("saved at step 4"), "saved", 130, "saved at step 4"),
         (KeyboardInterrupt(), "failed", 130, "KeyboardInterrupt"),
         (ZeroDivisionError("odd"), "failed", 1, "ZeroDivisionError: odd"),
     ],
@@ -115,7 +115,7 @@ def test_a_fresh_folder_is_made(tmp_path: Path) -> None:
 
 def old_run(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text('{"verb": "pretrain"}')
     (folder / "model").mkdir()
     (folder / "model" / "model.safetensors").write_bytes(b"precious")
     return folder

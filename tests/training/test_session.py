@@ -33,7 +33,7 @@ def test_a_folder_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:
 
 
 def test_an_old_result_is_kept_unless_asked_otherwise(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "run.json").write_text('{"verb": "pretrain"}')
     (tmp_path / "model").mkdir()
     config = CONFIG.model_copy(update={"out": tmp_path})
     with pytest.raises(UserError, match="not empty"):
