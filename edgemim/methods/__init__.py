@@ -10,10 +10,11 @@ from edgemim.methods.distill import D2MaeConfig, DMaeConfig
 from edgemim.methods.feature_distill import FeatureDistillConfig
 from edgemim.methods.mae import MaeConfig
 from edgemim.methods.mff import MffConfig
+from edgemim.methods.mirl import MirlConfig
 from edgemim.methods.pixmim import PixMimConfig
 
 MethodConfig = Annotated[
-    MaeConfig | FeatureDistillConfig | MffConfig | PixMimConfig | DMaeConfig | D2MaeConfig | DeepMimConfig,
+    MaeConfig | FeatureDistillConfig | MffConfig | PixMimConfig | DMaeConfig | D2MaeConfig | DeepMimConfig | MirlConfig,
     pydantic.Field(discriminator="name"),
     Presets(
         {
@@ -24,6 +25,7 @@ MethodConfig = Annotated[
             "d_mae": DMaeConfig(),
             "d2_mae": D2MaeConfig(),
             "deepmim": DeepMimConfig(),
+            "mirl": MirlConfig(),
         }
     ),
 ]
@@ -36,5 +38,6 @@ __all__ = [
     "MaeConfig",
     "MethodConfig",
     "MffConfig",
+    "MirlConfig",
     "PixMimConfig",
 ]

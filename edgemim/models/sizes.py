@@ -56,6 +56,10 @@ SIZES: dict[str, Config] = {
     # The sizes of MAE's, DeepMIM's and MFF's papers; 12 and 16 heads as published.
     "vit_base": VitConfig(width=768),
     "vit_large": VitConfig(width=1024, depth=24, heads=16),
+    # MIRL's deep encoders (arXiv 2309.14136): 96.6, 171.6 and 341.7 million parameters with a 1000-way head.
+    "vit_s_54": VitConfig(width=384, depth=54),
+    "vit_b_24": VitConfig(width=768, depth=24),
+    "vit_b_48": VitConfig(width=768, depth=48),
     # The same depth and width on small images, for CIFAR- and Tiny-ImageNet-like sets.
     "vit_tiny_64": VitConfig(patch_size=8, image_size=64),
     "vit_tiny_32": VitConfig(patch_size=4, image_size=32),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden import deepmim, distill, layer_decay, mae, mff, pixmim, vit
+from tests.golden import deepmim, distill, layer_decay, mae, mff, mirl, pixmim, vit
 from tests.golden.case import Case, Comparison, NotCovered
 
 RUNNERS: dict[str, Callable[[Case], Comparison]] = {
@@ -19,6 +19,7 @@ RUNNERS: dict[str, Callable[[Case], Comparison]] = {
     "d2_mae": distill.compare,
     "deepmim": deepmim.compare,
     "mff": mff.compare,
+    "mirl": mirl.compare,
     "pixmim_lowpass": pixmim.compare,
 }
 

@@ -1,0 +1,123 @@
+"""Golden case of MIRL: PaddlePaddle's weights, linear ones transposed, under our names."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from edgemim.methods.branches import MaskedImageModel
+from edgemim.methods.decoders import TransformerDecoderConfig
+from edgemim.methods.masking import mask_by_noise
+from edgemim.methods.mirl import LevelFeatures, Levels, MirlConfig, PairDecoder, SegmentDecoder
+from edgemim.models.encoder import Encoder, TokenMask, gather_tokens
+from edgemim.models.normalization import IDENTITY
+from edgemim.models.sizes import VitConfig
+from tests.golden.case import Case, Comparison
+from tests.golden.mae import stored_places
+from tests.golden.taps import module_output
+
+_INSIDE = {
+    "norm2": "norm_query",
+    "norm3": "norm_context",
+    "norm4": "norm_mlp",
+}
+_NO_WEIGHT = ("weight_g", "decoder_pos_embed")
+
+
+def compare(case: Case) -> Comparison:
+    """Run our MIRL on the case's weights and inputs."""
+    result = Comparison(case)
+    model = _build(case)
+    segments = len(_decoders(model))
+    names = {key: _name(key, segments) for key in case.weights if not any(word in key for word in _NO_WEIGHT)}
+    model.load_state_dict({name: _turned(key, case.weights[key]) for key, name in names.items()}, strict=True)
+    for number, decoder in enumerate(_decoders(model)):
+        label = f"decoder_pos_embed{number} (computed)"
+        result.tensor(label, decoder.positions, case.weights[f"decoder_pos_embed{number}"])
+        # The gain that we do not keep is 1.
+        gain = case.weights[f"decoder_pred{number}.weight_g"]
+        result.tensor(f"decoder_pred{number}.weight_g", torch.ones_like(gain), gain)
+    images = case.inputs["images"]
+    mask = mask_by_noise(case.inputs["noise"], case.config["mask_ratio"])
+    result.output("mask", mask.masked.float())
+    with torch.no_grad():
+        _forward(result, model, images, mask)
+    output = model.loss(images, mask)
+    result.output("loss", output.loss)
+    for pair in range(segments // 2):
+        result.output(f"loss_pair{pair}", output.metrics[f"loss_pair_{pair + 1}"])
+    output.loss.backward()
+    parameters = dict(model.named_parameters())
+    gradients = {key: parameters[name].grad for key, name in names.items()}
+    result.gradients({key: _turned(key, value) for key, value in gradients.items() if value is not None})
+    return result.finish()
+
+
+def _build(case: Case) -> MaskedImageModel:
+    sizes = case.config
+    names = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "patch_size": "patch_size"}
+    names |= {"image_size": "img_size", "mlp_ratio": "mlp_ratio"}
+    encoder = Encoder(VitConfig.model_validate({ours: sizes[original] for ours, original in names.items()}))
+    decoder = TransformerDecoderConfig(
+        width=sizes["decoder_embed_dim"],
+        depth=sizes["decoder_depth"],
+        heads=sizes["decoder_num_heads"],
+        mlp_ratio=sizes["mlp_ratio"],
+    )
+    segments = len(sizes["out_indices"]) + 1
+    model = MirlConfig(mask_ratio=sizes["mask_ratio"], segments=segments, decoder=decoder).build(
+        encoder, IDENTITY, None
+    )
+    assert model.taps == (0, *(index + 1 for index in sizes["out_indices"]), sizes["depth"])
+    return model
+
+
+def _decoders(model: MaskedImageModel) -> list[SegmentDecoder]:
+    pairs = [pair for pair in model.decoders.values() if isinstance(pair, PairDecoder)]
+    return [pair.main for pair in pairs] + [pair.residual for pair in reversed(pairs)]
+
+
+def _name(original: str, segments: int) -> str:
+    if original.startswith("norm_low."):
+        return original.replace("norm_low", "neck.norms.0")
+    if original.startswith("decoder_embed0_1."):
+        return original.replace("decoder_embed0_1", "neck.embeds.0")
+    numbered = re.match(r"(norm|decoder_(?:blocks|embed|norm|pred)|mask_token)(\d+)(?=\.|$)", original)
+    if numbered is None:
+        return f"encoder.vit.{original}"
+    part, number, rest = numbered.group(1), int(numbered.group(2)), original[numbered.end() :]
+    if part in ("norm", "decoder_embed"):
+        return f"neck.{'norms' if part == 'norm' else 'embeds'}.{number + 1}{rest}"
+    pair, role = (number, "main") if number < segments // 2 else (segments - 1 - number, "residual")
+    inside = {"decoder_blocks": "blocks", "decoder_norm": "norm", "decoder_pred": "head"}.get(part, part)
+    rest = rest.replace("weight_v", "direction")
+    for theirs, ours in _INSIDE.items():
+        rest = rest.replace(f".{theirs}.", f".{ours}.")
+    return f"decoders.pair_{pair + 1}.{role}.{inside}{rest}"
+
+
+def _turned(key: str, value: Tensor) -> Tensor:
+    """Paddle's linear weights are [in, out]."""
+    return value.T if value.dim() == 2 else value
+
+
+def _forward(result: Comparison, model: MaskedImageModel, images: Tensor, mask: TokenMask) -> None:
+    place = stored_places(result.case.inputs["ids_shuffle"], mask)
+    depth = model.encoder.config.depth
+    for number, tokens in model.encoder(images, mask, taps=range(1, depth + 1)).tokens.items():
+        if f"block{number}" in result.case.outputs:
+            result.output(f"block{number}", gather_tokens(tokens, place))
+    assert isinstance(model.neck, Levels)
+    norms = [*model.neck.norms, model.encoder.vit.norm]
+    for number, norm in enumerate(norms):
+        with module_output(norm) as found:
+            features = model.encode(images, mask)
+        result.output("level0_norm" if number == 0 else f"tap{number}_normed", gather_tokens(found[0], place))
+    assert isinstance(features, LevelFeatures)
+    for number, decoder in enumerate(_decoders(model)):
+        result.output(f"decoder{number}_tokens", decoder.tokens(features, mask))
+        result.output(f"pred{number}", decoder(features, mask))
+        if f"effective_pred_weight{number}" in result.case.outputs:
+            result.output(f"effective_pred_weight{number}", decoder.head.weight.T)
