@@ -9,12 +9,21 @@ from edgemim.methods.deepmim import DeepMimConfig
 from edgemim.methods.distill import D2MaeConfig, DMaeConfig
 from edgemim.methods.feature_distill import FeatureDistillConfig
 from edgemim.methods.mae import MaeConfig
+from edgemim.methods.maskfeat import MaskFeatConfig
 from edgemim.methods.mff import MffConfig
 from edgemim.methods.mirl import MirlConfig
 from edgemim.methods.pixmim import PixMimConfig
 
 MethodConfig = Annotated[
-    MaeConfig | FeatureDistillConfig | MffConfig | PixMimConfig | DMaeConfig | D2MaeConfig | DeepMimConfig | MirlConfig,
+    MaeConfig
+    | FeatureDistillConfig
+    | MffConfig
+    | PixMimConfig
+    | DMaeConfig
+    | D2MaeConfig
+    | DeepMimConfig
+    | MirlConfig
+    | MaskFeatConfig,
     pydantic.Field(discriminator="name"),
     Presets(
         {
@@ -26,6 +35,7 @@ MethodConfig = Annotated[
             "d2_mae": D2MaeConfig(),
             "deepmim": DeepMimConfig(),
             "mirl": MirlConfig(),
+            "maskfeat": MaskFeatConfig(),
         }
     ),
 ]
@@ -36,6 +46,7 @@ __all__ = [
     "DeepMimConfig",
     "FeatureDistillConfig",
     "MaeConfig",
+    "MaskFeatConfig",
     "MethodConfig",
     "MffConfig",
     "MirlConfig",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import random
 from typing import Literal, Protocol
 
+import numpy as np
 import pydantic
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +15,9 @@ from torch import Tensor
 from edgemim.config import Config
 from edgemim.errors import UserError
 from edgemim.models.encoder import TokenMask
+
+_ASPECT = math.log(1 / 0.3)
+_TRIES = 1000
 
 
 class Masking(Protocol):
@@ -46,6 +52,64 @@ class RandomMasking(Config):
     def check(self, tokens: int) -> None:
         """Raises UserError if no patch of `tokens` would stay visible."""
         visible_count(tokens, self.ratio)
+
+
+class BlockMasking(Config):
+    """Hides rectangles, as BEiT does (arXiv 2106.08254, algorithm 1) and MaskFeat after it, up to an exact number.
+
+    A rectangle of random area and aspect ratio 0.3 ... 1 / 0.3 is hidden if it hides something new and no more than is
+    left, until the number is reached. As published, none touches the last row or column. Drawn on the CPU, from each
+    sample's key alone.
+    """
+
+    name: Literal["block"] = "block"
+    """The kind of masking."""
+    ratio: float = pydantic.Field(default=0.4, gt=0.0, lt=1.0)
+    """Share of patches that are hidden."""
+    min_block: int | None = pydantic.Field(default=None, ge=1)
+    """Patches of the smallest rectangle; default 15 of 196, in proportion."""
+    grid: tuple[int, int] = (14, 14)
+    """Rows and columns of the patch grid."""
+
+    def __call__(self, keys: Int[Tensor, " b"], tokens: int) -> TokenMask:
+        """Mask int(tokens * ratio) patches for each key."""
+        count = int(tokens * self.ratio)
+        smallest = self.min_block or max(1, round(tokens * 15 / 196))
+        rows = [block_mask(random.Random(key), self.grid, count, smallest) for key in keys.tolist()]
+        masked = torch.from_numpy(np.stack(rows)).flatten(1)
+        visible = masked.to(torch.uint8).argsort(dim=1, stable=True)[:, : tokens - count]
+        return TokenMask(masked.to(keys.device), visible.to(keys.device))
+
+    def check(self, tokens: int) -> None:
+        """Raises UserError if nothing, or everything, of `tokens` patches would be hidden."""
+        visible_count(tokens, self.ratio)
+        if int(tokens * self.ratio) < 1:
+            raise UserError(f"mask ratio {self.ratio} hides none of {tokens} patches; raise 'mask_ratio'")
+
+
+def block_mask(generator: random.Random, grid: tuple[int, int], count: int, smallest: int) -> np.ndarray:
+    """One mask, bool [rows, columns], with `count` patches hidden by rectangles of `smallest` patches or more."""
+    rows, columns = grid
+    mask = np.zeros(grid, dtype=bool)
+    left = count
+    for _ in range(_TRIES):
+        if not left:
+            return mask
+        area = generator.uniform(smallest, left)
+        aspect = math.exp(generator.uniform(-_ASPECT, _ASPECT))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if not (0 < height < rows and 0 < width < columns):
+            continue
+        top, start = generator.randrange(rows - height), generator.randrange(columns - width)
+        block = mask[top : top + height, start : start + width]
+        fresh = height * width - int(block.sum())
+        if 0 < fresh <= left:
+            block[:] = True
+            left -= fresh
+    # A grid too small for rectangles: single patches fill up.
+    free = np.flatnonzero(~mask)
+    mask.flat[generator.sample(free.tolist(), left)] = True
+    return mask
 
 
 def visible_count(tokens: int, ratio: float) -> int:

@@ -89,7 +89,9 @@ class Comparison:
     left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.rtol, self.atol = (float(self.case.facts["tolerance"][key]) for key in ("rtol", "atol"))
+        stated = self.case.facts["tolerance"]
+        # Cases of statistics state theirs in words; what compares them says it in numbers.
+        self.rtol, self.atol = float(stated.get("rtol", 0.0)), float(stated.get("atol", 0.0))
         self._seen: set[str] = set()
 
     @property
@@ -123,6 +125,17 @@ class Comparison:
         """Compare with a tensor that is no output of the case, such as a fixed table among its weights."""
         expected = expected.double()
         self._add(name, ours, expected, self.atol + self.rtol * expected.abs())
+
+    def statistic(self, name: str, ours: Tensor, expected: Tensor, allowed: float) -> None:
+        """Compare a mean over random draws, to an absolute difference."""
+        self._seen.add(name)
+        expected = expected.double()
+        self._add(name, ours, expected, torch.full_like(expected, allowed))
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Say that an output is not compared, and why."""
+        self._seen.add(name)
+        self.left_out.append(f"{name} ({reason})")
 
     def gradients(self, gradients: Mapping[str, Tensor]) -> None:
         """Compare gradients under the original names: whole ones where stored, and the norm of each."""

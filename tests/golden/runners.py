@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden import deepmim, distill, layer_decay, mae, mff, mirl, pixmim, vit
+from tests.golden import deepmim, distill, layer_decay, mae, maskfeat, mff, mirl, pixmim, vit
 from tests.golden.case import Case, Comparison, NotCovered
 
 RUNNERS: dict[str, Callable[[Case], Comparison]] = {
@@ -18,6 +18,8 @@ RUNNERS: dict[str, Callable[[Case], Comparison]] = {
     "d_mae_ext": distill.compare,
     "d2_mae": distill.compare,
     "deepmim": deepmim.compare,
+    "maskfeat_hog": maskfeat.compare_hog,
+    "beit_block_mask": maskfeat.compare_masks,
     "mff": mff.compare,
     "mirl": mirl.compare,
     "pixmim_lowpass": pixmim.compare,

@@ -1,0 +1,46 @@
+"""MaskFeat: histograms of oriented gradients of hidden blocks.
+
+Masked Feature Prediction for Self-Supervised Visual Pre-Training, arXiv 2112.09133. 40 % of the patches are hidden in
+blocks and replaced by a mask token; all pass through the encoder; its tokens, behind a norm and a linear layer, predict
+the HOG of the hidden patches: mean squared error. The published head has a norm of its own in place of the encoder's
+final one; the encoder's own stands there here, which is the same function.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+from torch import nn
+
+from edgemim.errors import UserError
+from edgemim.methods.branches import Branch, MaskedImageModel
+from edgemim.methods.decoders import DecoderConfig, LinearDecoderConfig, Pick
+from edgemim.methods.hog import HogTarget
+from edgemim.methods.masking import BlockMasking
+from edgemim.methods.method import Method
+from edgemim.models.encoder import Encoder
+from edgemim.models.normalization import Normalization
+
+
+class MaskFeatConfig(Method):
+    """Masked feature prediction: oriented gradients (HOG) of hidden blocks; no patch is dropped."""
+
+    name: Literal["maskfeat"] = "maskfeat"
+    """The method."""
+    mask_ratio: float = pydantic.Field(default=0.4, gt=0.0, lt=1.0)
+    """Share of patches that are hidden."""
+    min_block: int | None = pydantic.Field(default=None, ge=1)
+    """Patches of the smallest hidden block; default 15 of 196, in proportion."""
+    decoder: DecoderConfig = LinearDecoderConfig()
+    """What predicts the histograms."""
+
+    def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
+        """Compose the model; a teacher plays no part. Raises UserError on patches that have no 2 x 2 cells."""
+        size = encoder.config
+        if size.patch_size % 2:
+            raise UserError(f"method maskfeat cuts a patch into 2 x 2 cells; a patch_size of {size.patch_size} is odd")
+        target = HogTarget(size.patch_size)
+        decoder = self.decoder.build(Pick(size.depth), size.width, target.channels, size.grid)
+        masking = BlockMasking(ratio=self.mask_ratio, min_block=self.min_block, grid=size.grid)
+        return MaskedImageModel(encoder, masking, [Branch("hog", decoder, target, "mse")], normalization, drop=False)
