@@ -8,6 +8,7 @@ from edgemim.config import Presets
 from edgemim.methods.deepmim import DeepMimConfig
 from edgemim.methods.distill import D2MaeConfig, DMaeConfig
 from edgemim.methods.feature_distill import FeatureDistillConfig
+from edgemim.methods.img2vec import Img2VecConfig
 from edgemim.methods.mae import MaeConfig
 from edgemim.methods.maskfeat import MaskFeatConfig
 from edgemim.methods.mff import MffConfig
@@ -23,7 +24,8 @@ MethodConfig = Annotated[
     | D2MaeConfig
     | DeepMimConfig
     | MirlConfig
-    | MaskFeatConfig,
+    | MaskFeatConfig
+    | Img2VecConfig,
     pydantic.Field(discriminator="name"),
     Presets(
         {
@@ -36,6 +38,7 @@ MethodConfig = Annotated[
             "deepmim": DeepMimConfig(),
             "mirl": MirlConfig(),
             "maskfeat": MaskFeatConfig(),
+            "img2vec": Img2VecConfig(),
         }
     ),
 ]
@@ -45,6 +48,7 @@ __all__ = [
     "DMaeConfig",
     "DeepMimConfig",
     "FeatureDistillConfig",
+    "Img2VecConfig",
     "MaeConfig",
     "MaskFeatConfig",
     "MethodConfig",

@@ -142,7 +142,14 @@ class FeatureTarget:
     def __call__(self, images: Float[Tensor, "b 3 h w"], mask: TokenMask) -> Float[Tensor, "b n c"]:
         """The teacher's tokens; the mask plays no part."""
         features = self.teacher(self.normalization.undo(images)).float()
-        if self.standardize:
-            mean, std = features.mean((0, 1), keepdim=True), features.std((0, 1), keepdim=True)
-            features = (features - mean) / (std + 1e-6)
-        return F.layer_norm(features, features.shape[-1:]) if self.layer_norm else features
+        return normalize_features(features, standardize=self.standardize, layer_norm=self.layer_norm)
+
+
+def normalize_features(
+    features: Float[Tensor, "b n c"], *, standardize: bool = True, layer_norm: bool = True
+) -> Float[Tensor, "b n c"]:
+    """Channels standardised over the batch, then each token layer-normed without affine."""
+    if standardize:
+        mean, std = features.mean((0, 1), keepdim=True), features.std((0, 1), keepdim=True)
+        features = (features - mean) / (std + 1e-6)
+    return F.layer_norm(features, features.shape[-1:]) if layer_norm else features
