@@ -86,6 +86,7 @@ class Trainer:
         self.ema = None if config.ema_decay is None else MovingAverage(objective.exported, config.ema_decay)
         self._statistics = running_statistics(objective)
         self.tally = Tally()
+        self.figures: dict[str, float] = {}
         self._skipped: list[tuple[str, str]] = []
         self._run_started = self._saved_at = time.monotonic()
         self._saved_step = self._failed_saves = 0
@@ -114,6 +115,7 @@ class Trainer:
                 "undo that, or start in another folder"
             ) from error
         self.tally = Tally(**checkpoint.state["tally"])
+        self.figures = checkpoint.state.get("figures", {})
         return checkpoint.step
 
     def run(self, batches: Iterable[BatchLike], start_step: int) -> Outcome:
@@ -136,21 +138,20 @@ class Trainer:
     def _loop(self, batches: Iterator[BatchLike], start: int, log: MetricsLog, progress: ProgressLine) -> Outcome:
         model = self.wrap()
         meter = Meter(self.world.device)
-        figures: dict[str, float] = {}
         self._saved_step, self._saved_at = start, time.monotonic()
         model.train()
         for step in range(start, self.plan.total_steps):
             self.step(model, batches, step, meter)
             done = step + 1
             if done % self.config.log_every == 0 or done == self.plan.total_steps:
-                figures = self._report(meter, done, log, progress)
+                self.figures = self._report(meter, done, log, progress)
             self._keep(done)
             if done % self.plan.steps_per_epoch == 0 or done == self.plan.total_steps:
                 self._call_hooks(done, log)
                 model.train()
         if start == self.plan.total_steps:  # killed after its last save, it may lack what the last hooks make
             self._call_hooks(start, log)
-        return self._outcome(meter, figures)
+        return self._outcome(meter)
 
     def _keep(self, done: int) -> None:
         """At the boundary after `done` steps: agree on what is due, share what was unreadable, save, leave if asked to."""
@@ -260,7 +261,7 @@ class Trainer:
         }
         if self.ema is not None:
             tensors["ema"] = self.ema.state_dict()
-        state: dict[str, Any] = {"settings": self.settings, "tally": vars(self.tally)}
+        state: dict[str, Any] = {"settings": self.settings, "tally": vars(self.tally), "figures": self.figures}
         self.checkpoints.save(Checkpoint(step, tensors, state))
 
     def _leave(self) -> None:
@@ -310,11 +311,12 @@ class Trainer:
         source = self.objective.exported if self.ema is None else self.ema.module
         return source.state_dict()
 
-    def _outcome(self, meter: Meter, figures: dict[str, float]) -> Outcome:
+    def _outcome(self, meter: Meter) -> Outcome:
         self.tally.seconds += time.monotonic() - self._run_started
-        rate = meter.total_images / max(meter.total_seconds, 1e-9)
-        wait = meter.total_wait / max(meter.total_seconds, 1e-9)
-        return Outcome(self.plan.total_steps, self.tally.seconds, rate, wait, self.tally, figures)
+        rate, wait = (self.figures.get(key, 0.0) for key in ("images_per_s", "data_wait"))
+        if meter.total_images:  # else all was done before, and the last figures are those of then
+            rate, wait = meter.total_images / meter.total_seconds, meter.total_wait / meter.total_seconds
+        return Outcome(self.plan.total_steps, self.tally.seconds, rate, wait, self.tally, self.figures)
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:

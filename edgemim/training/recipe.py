@@ -110,6 +110,18 @@ class Plan:
 
 
 def changed_settings(before: dict[str, object], now: dict[str, object]) -> list[str]:
-    """Differences between two dumped configurations that would change the result, as 'key: old -> new'."""
-    keys = sorted((before.keys() | now.keys()) - FREE_TO_CHANGE)
-    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+    """Differences between two dumped configurations that would change the result, as 'key.of.it: old -> new'."""
+    old, new = _flat(before), _flat(now)
+    keys = sorted(key for key in old.keys() | new.keys() if key.partition(".")[0] not in FREE_TO_CHANGE)
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _flat(settings: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested mappings as one, with dotted keys: one changed number is not lost among those that are the same."""
+    flat: dict[str, object] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -24,11 +24,17 @@ def open_run_folder(verb: str, config: TrainingConfig, world: World) -> tuple[Pa
 
     Raises:
         UserError: if another run holds the folder, it is not empty, it cannot be written, or none is named where the
-            run is to be resumed or has several processes.
+            run is to be resumed or has several processes, or if a step cannot be divided evenly.
     """
     if config.out is None and (world.size > 1 or config.resume):
         reason = "when several processes train together" if world.size > 1 else "with --resume: the run to go on with"
         raise UserError(f"give --out FOLDER {reason}")
+    parts = world.size * config.accumulate
+    if config.batch_size % parts:  # the sampler would say so too, but after the folder is made or emptied
+        raise UserError(
+            f"batch_size {config.batch_size} does not divide into {world.size} process(es) × {config.accumulate} "
+            f"accumulation step(s); use a multiple of {parts}"
+        )
     folder = config.out or default_folder(verb)
     held: list[FolderLock] = []
 
