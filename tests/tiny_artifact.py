@@ -43,8 +43,12 @@ def tiny_artifact(
     batch: int | None = None,
     int8: bool = False,
     source: dict[str, str] | None = None,
+    operator: str = "Tanh",
 ) -> Artifact:
-    """Write and open an artifact with model.onnx (onnx-fp32) and, if asked, model-int8.onnx (onnx-int8)."""
+    """Write and open an artifact with model.onnx (onnx-fp32) and, if asked, model-int8.onnx (onnx-int8).
+
+    Another `operator` than Tanh makes a model that no runtime may know.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     manifest = Manifest(
         name="tiny",
@@ -55,6 +59,8 @@ def tiny_artifact(
         source=source or {},
     )
     model = tiny_model(size, len(labels), width, layers, batch)
+    for node in model.graph.node:
+        node.op_type = operator if node.op_type == "Tanh" else node.op_type
     for key, value in onnx_metadata(manifest).items():
         model.metadata_props.add(key=key, value=value)
     onnx.save(model, folder / "model.onnx")

@@ -27,6 +27,7 @@ from edgemim.errors import UserError
 from edgemim.run import RunRecord, find_run, prepare_folder, write_text
 
 _SHOWN = 40
+_DECODED_AHEAD = 16
 
 
 class PredictConfig(Config):
@@ -45,8 +46,9 @@ class PredictConfig(Config):
     """onnxruntime or openvino; default the one that the file is made for."""
     threads: int = pydantic.Field(0, ge=0)
     """CPU threads; 0 is all usable CPUs."""
-    batch_size: int = pydantic.Field(16, ge=1)
-    """Images at once."""
+    batch_size: int = pydantic.Field(1, ge=1)
+    """Images at once. A larger batch is hardly faster on a CPU, and a dynamically quantised model (onnx-int8) takes one
+    range for a whole batch, so that its answers then depend a little on the neighbours."""
     top: int = pydantic.Field(5, ge=1)
     """How many classes to name for each image."""
     max_pixels: int = pydantic.Field(MAX_PIXELS, ge=1)
@@ -118,19 +120,20 @@ def list_batches(
             return error
 
     with ThreadPoolExecutor(usable_cpus()) as pool:
-        for start in range(0, len(paths), size):
-            chosen = paths[start : start + size]
+        ahead = max(size, _DECODED_AHEAD)
+        for start in range(0, len(paths), ahead):
+            chosen = paths[start : start + ahead]
             results = list(zip(chosen, pool.map(prepare, chosen), strict=True))
             skipped += [result for _, result in results if isinstance(result, ImageError)]
             good = [(path, result) for path, result in results if not isinstance(result, ImageError)]
-            yield [path for path, _ in good], np.stack([array for _, array in good]) if good else np.empty(0)
+            for first in range(0, len(good), size):
+                batch = good[first : first + size]
+                yield [path for path, _ in batch], np.stack([array for _, array in batch])
 
 
 def _classify(
     session: Session, manifest: Manifest, names: list[Path], batch: np.ndarray, fixed: int | None, top: int
 ) -> list[dict[str, Any]]:
-    if not names:
-        return []
     if fixed is not None and len(batch) < fixed:
         batch = np.concatenate([batch, np.zeros((fixed - len(batch), *batch.shape[1:]), np.float32)])
     logits = session.run({manifest.input_name: batch})[manifest.output_names[0]][: len(names)]

@@ -10,8 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edgemim.edge.report import plot_latency, save_figure
-
 _COLUMNS = ("batch", "thr.", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed-up", "size MiB", "peak MiB", "others")
 _WIDTH = 150  # where the output is no terminal
 
@@ -50,6 +48,9 @@ def print_table(result: Mapping[str, Any], console: Console | None = None) -> No
 
 def save_picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw latency an image for every measured row as a PNG; nothing is drawn where nothing was measured."""
+    # Not at the top: it brings matplotlib, which the measured processes import with the verb but must not carry.
+    from edgemim.edge.report import plot_latency, save_figure
+
     bars = {}
     for row in rows:
         if row["status"] == "ok":

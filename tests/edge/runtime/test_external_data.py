@@ -147,15 +147,3 @@ def varint(number: int) -> bytes:
         parts.append(number & 0x7F | 0x80)
         number >>= 7
     return bytes([*parts, number])
-
-
-def test_a_file_that_only_the_runtime_can_judge_is_refused_by_it(tmp_path: Path) -> None:
-    artifact = tiny_artifact(tmp_path)
-    model = onnx.load(artifact.file())
-    model.graph.node[0].op_type = "NoSuchOperator"
-    onnx.save(model, artifact.file())
-    entry = describe_file(tmp_path, "model.onnx", format="onnx", precision="fp32")
-    artifact = create(tmp_path, artifact.manifest.model_copy(update={"files": {"onnx-fp32": entry}}))
-    with pytest.raises(ModelRefused, match="NoSuchOperator") as caught:
-        open_session(artifact)
-    assert caught.value.exit_code == 6

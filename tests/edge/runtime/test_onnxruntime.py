@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tiny_artifact import tiny_artifact
+
+from edgemim.edge.artifact import create, describe_file
+from edgemim.edge.runtime import open_session
+from edgemim.edge.runtime.onnxruntime import OnnxRuntimeSession
+from edgemim.errors import ModelRefused
+
+
+def test_runs_on_the_cpu_provider_with_its_own_thread_pool(tmp_path: Path) -> None:
+    session = OnnxRuntimeSession(tiny_artifact(tmp_path).file(), "fp32", 2)
+    assert session._session.get_providers() == ["CPUExecutionProvider"]
+    assert session._session.get_session_options().intra_op_num_threads == 2
+
+
+def test_a_model_that_only_the_runtime_can_judge_is_refused_with_its_reason(tmp_path: Path) -> None:
+    artifact = tiny_artifact(tmp_path)
+    model = onnx.load(artifact.file())
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, artifact.file())
+    entry = describe_file(tmp_path, "model.onnx", format="onnx", precision="fp32")
+    artifact = create(tmp_path, artifact.manifest.model_copy(update={"files": {"onnx-fp32": entry}}))
+    with pytest.raises(ModelRefused, match=r"ONNX Runtime .* refuses .*NoSuchOperator") as caught:
+        open_session(artifact)
+    assert caught.value.exit_code == 6
+
+
+def test_outputs_carry_the_names_of_the_graph(tmp_path: Path) -> None:
+    artifact = tiny_artifact(tmp_path)
+    model = onnx.load(artifact.file())
+    model.graph.output.append(onnx.helper.make_tensor_value_info("hidden1", onnx.TensorProto.FLOAT, ["batch", 32]))
+    onnx.save(model, tmp_path / "two.onnx")
+    found = OnnxRuntimeSession(tmp_path / "two.onnx", "fp32", 1).run({"images": np.ones((3, 3, 16, 16), np.float32)})
+    assert {name: value.shape for name, value in found.items()} == {"logits": (3, 4), "hidden1": (3, 32)}

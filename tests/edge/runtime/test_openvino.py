@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_artifact import tiny_artifact
+
+from edgemim.edge.artifact import Artifact, create, describe_file
+from edgemim.edge.runtime import open_session
+from edgemim.errors import ModelRefused, UserError
+
+openvino = pytest.importorskip("openvino", reason="OpenVINO: pip install 'edgemim[openvino]'")
+
+
+def with_own_format(folder: Path, companions: list[str]) -> Artifact:
+    """The tiny artifact with its model in OpenVINO's format beside the ONNX one."""
+    artifact = tiny_artifact(folder)
+    openvino.save_model(openvino.Core().read_model(artifact.file()), folder / "m.xml", compress_to_fp16=False)
+    entry = describe_file(folder, "m.xml", format="openvino", precision="fp32", companions=companions)
+    files = {**artifact.manifest.files, "openvino-fp32": entry}
+    return create(folder, artifact.manifest.model_copy(update={"files": files}))
+
+
+def test_own_format_gives_the_logits_of_onnx(tmp_path: Path) -> None:
+    artifact = with_own_format(tmp_path, ["m.bin"])
+    batch = {"images": np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)}
+    expected = open_session(artifact, "onnx-fp32").run(batch)["logits"]
+    session = open_session(artifact, "openvino-fp32")
+    assert session.runtime == "openvino"
+    assert np.allclose(session.run(batch)["logits"], expected, atol=1e-4)
+
+
+def test_settings_are_those_asked_for(tmp_path: Path) -> None:
+    session = open_session(tiny_artifact(tmp_path), runtime="openvino", threads=2)
+    compiled = session._compiled  # type: ignore[attr-defined]
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 2
+    assert compiled.get_property("NUM_STREAMS") == 1
+    assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+
+
+def test_weights_that_the_manifest_does_not_list_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the manifest lists no weights m\.bin"):
+        open_session(with_own_format(tmp_path, []), "openvino-fp32")
+
+
+def test_a_damaged_model_is_refused_with_its_reason(tmp_path: Path) -> None:
+    artifact = with_own_format(tmp_path, ["m.bin"])
+    (tmp_path / "m.xml").write_text("<net><layers></net>")
+    entry = describe_file(tmp_path, "m.xml", format="openvino", precision="fp32", companions=["m.bin"])
+    artifact = create(tmp_path, artifact.manifest.model_copy(update={"files": {"openvino-fp32": entry}}))
+    with pytest.raises(ModelRefused, match=r"OpenVINO .* refuses .*m\.xml"):
+        open_session(artifact, "openvino-fp32")
