@@ -14,6 +14,7 @@ from edgemim.methods.maskfeat import MaskFeatConfig
 from edgemim.methods.mff import MffConfig
 from edgemim.methods.mirl import MirlConfig
 from edgemim.methods.pixmim import PixMimConfig
+from edgemim.methods.simmim import SimMimConfig
 
 MethodConfig = Annotated[
     MaeConfig
@@ -25,6 +26,7 @@ MethodConfig = Annotated[
     | DeepMimConfig
     | MirlConfig
     | MaskFeatConfig
+    | SimMimConfig
     | Img2VecConfig,
     pydantic.Field(discriminator="name"),
     Presets(
@@ -38,6 +40,7 @@ MethodConfig = Annotated[
             "deepmim": DeepMimConfig(),
             "mirl": MirlConfig(),
             "maskfeat": MaskFeatConfig(),
+            "simmim": SimMimConfig(),
             "img2vec": Img2VecConfig(),
         }
     ),
@@ -55,4 +58,5 @@ __all__ = [
     "MffConfig",
     "MirlConfig",
     "PixMimConfig",
+    "SimMimConfig",
 ]

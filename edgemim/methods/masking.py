@@ -54,6 +54,39 @@ class RandomMasking(Config):
         visible_count(tokens, self.ratio)
 
 
+class UnitMasking(Config):
+    """Hides a random share of square units of several patches, as SimMIM does (arXiv 2111.09886, section 3.2)."""
+
+    name: Literal["unit"] = "unit"
+    """The kind of masking."""
+    ratio: float = pydantic.Field(default=0.6, gt=0.0, lt=1.0)
+    """Share of units that are hidden, rounded up."""
+    unit: int = pydantic.Field(default=2, ge=1)
+    """Side of a unit in patches (the paper: 32 pixels, 2 patches of 16)."""
+    grid: tuple[int, int] = (14, 14)
+    """Rows and columns of the patch grid."""
+
+    def __call__(self, keys: Int[Tensor, " b"], tokens: int) -> TokenMask:
+        """Mask whole units of the `tokens` patches for each key."""
+        units = tokens // self.unit**2
+        hidden = math.ceil(units * self.ratio)
+        order = keyed_uniform(keys, units).argsort(dim=1, stable=True)
+        coarse = torch.zeros(len(keys), units, dtype=torch.bool, device=keys.device).scatter(1, order[:, :hidden], True)
+        rows, columns = (side // self.unit for side in self.grid)
+        fine = coarse.view(-1, rows, columns).repeat_interleave(self.unit, 1).repeat_interleave(self.unit, 2).flatten(1)
+        visible = fine.to(torch.uint8).argsort(dim=1, stable=True)[:, : tokens - hidden * self.unit**2]
+        return TokenMask(fine, visible)
+
+    def check(self, tokens: int) -> None:
+        """Raises UserError if units do not fill the grid, or all of them would be hidden."""
+        rows, columns = self.grid
+        if rows % self.unit or columns % self.unit:
+            raise UserError(f"units of {self.unit} patches do not fill a grid of {rows} x {columns}; change 'unit'")
+        units = tokens // self.unit**2
+        if math.ceil(units * self.ratio) >= units:
+            raise UserError(f"mask ratio {self.ratio} hides all of {units} units; lower 'mask_ratio' or 'unit'")
+
+
 class BlockMasking(Config):
     """Hides rectangles, as BEiT does (arXiv 2106.08254, algorithm 1) and MaskFeat after it, up to an exact number.
 

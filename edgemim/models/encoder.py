@@ -139,34 +139,41 @@ class Encoder(nn.Module):
         logits: dict[int, Tensor] = {}
         # Blocks behind the deepest that is wanted are not run; one of which only the logits are wanted stops at them.
         deepest = max({0, *wanted})
+        options = self._block_options(visible)
         for number, block in enumerate(islice(self.vit.blocks, max({deepest, *attention})), start=1):
             if number in attention:
                 assert isinstance(block, Block)
                 logits[number] = attention_logits(block.attn, block.norm1(x))
             if number > deepest and number == max(attention):
                 break
-            x = block(x)
+            x = block(x, **options)
             if number in wanted:
                 tokens[number] = x
         norms = tuple(block.norm1 for block in self.vit.blocks)
         return Features(tokens, logits, self.config.grid, 1, visible, self.vit.norm, norms)  # pyright: ignore[reportArgumentType]
 
+    def _block_options(self, visible: Tensor | None) -> dict[str, Tensor]:
+        """What the blocks take beside their tokens."""
+        return {}
+
     def _embed(
         self, images: Tensor, visible: Tensor | None, mask: TokenMask | None, fill: Tensor | None
     ) -> Float[Tensor, "b t width"]:
         projection, positions = self.vit.patch_embed.proj, self.vit.pos_embed
-        assert self.vit.cls_token is not None and positions is not None
+        assert self.vit.cls_token is not None
         if visible is None:
             x = self.vit.patch_embed(images)
             if mask is not None and fill is not None:
                 x = torch.where(mask.masked.unsqueeze(-1), fill.to(x.dtype), x)
-            x = x + positions[:, 1:]
+            x = x if positions is None else x + positions[:, 1:]
         else:
             # The patch convolution as a matrix on the kept patches alone: 75 % of its work is never done.
             patches = gather_tokens(patchify(images, self.config.patch_size, channels_first=True), visible)
             x = F.linear(patches, projection.weight.flatten(1), projection.bias)
-            x = x + gather_tokens(positions[:, 1:].expand(len(x), -1, -1), visible)
-        prefix = (self.vit.cls_token + positions[:, :1]).expand(len(x), -1, -1)
+            if positions is not None:
+                x = x + gather_tokens(positions[:, 1:].expand(len(x), -1, -1), visible)
+        prefix = self.vit.cls_token if positions is None else self.vit.cls_token + positions[:, :1]
+        prefix = prefix.expand(len(x), -1, -1)
         return torch.cat([prefix, x], dim=1)
 
 

@@ -49,6 +49,14 @@ class VitConfig(Config):
         return self.grid[0] * self.grid[1]
 
 
+class RelativeVitConfig(VitConfig):
+    """A vision transformer without absolute positions: one relative position bias for all blocks, LayerScale, keys
+    without a bias (BEiT, arXiv 2106.08254; SimMIM's ViT, arXiv 2111.09886)."""
+
+    layer_scale: float = pydantic.Field(default=0.1, gt=0)
+    """Initial scale of what a block adds."""
+
+
 SIZES: dict[str, Config] = {
     # The lightweight study's own sizes: 5,717,416 parameters with a 1000-way head, and its wider sibling.
     "vit_tiny": VitConfig(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden import deepmim, distill, layer_decay, mae, maskfeat, mff, mirl, pixmim, vit
+from tests.golden import deepmim, distill, layer_decay, mae, maskfeat, mff, mirl, pixmim, simmim, vit
 from tests.golden.case import Case, Comparison, NotCovered
 
 RUNNERS: dict[str, Callable[[Case], Comparison]] = {
@@ -20,6 +20,7 @@ RUNNERS: dict[str, Callable[[Case], Comparison]] = {
     "deepmim": deepmim.compare,
     "maskfeat_hog": maskfeat.compare_hog,
     "beit_block_mask": maskfeat.compare_masks,
+    "simmim_vit": simmim.compare,
     "mff": mff.compare,
     "mirl": mirl.compare,
     "pixmim_lowpass": pixmim.compare,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from tiny_training import NORMALIZATION, mask_of, nano_encoder, pixels
@@ -15,8 +13,7 @@ from edgemim.methods.distill import D2MaeConfig, DMaeConfig
 from edgemim.models.encoder import Encoder
 from edgemim.models.normalization import Normalization
 from edgemim.models.sizes import VitConfig
-from edgemim.models.weights import save_model
-from edgemim.teachers import CheckpointTeacher, EfficientNetLiteTeacher, MaskedTeacher, TimmTeacher, masked_teacher
+from edgemim.teachers import MaskedTeacher
 
 SIX = VitConfig(width=24, depth=6, heads=3, patch_size=8, image_size=32)
 # Wider, shallower, with other heads and larger patches on the same grid.
@@ -132,24 +129,3 @@ def test_layers_that_are_not_there(teacher: MaskedTeacher, options: dict, messag
 def test_what_is_no_teacher_is_refused(teacher: MaskedTeacher) -> None:
     with pytest.raises(UserError, match="needs a vision transformer"):
         D2MaeConfig().build(nano_encoder(SIX), NORMALIZATION, None)
-    with pytest.raises(UserError, match="convolutional"):
-        masked_teacher(EfficientNetLiteTeacher(), (4, 4))
-    with pytest.raises(UserError, match="ResNet"):
-        masked_teacher(TimmTeacher(model="test_resnet", pretrained=False), (4, 4))
-    with pytest.raises(UserError, match=r"teacher\.path"):
-        masked_teacher(CheckpointTeacher(), (4, 4))
-
-
-def test_a_run_teaches_with_its_own_normalisation(tmp_path: Path) -> None:
-    encoder = nano_encoder(OTHER)
-    facts = {
-        "kind": "encoder",
-        "encoder": OTHER.model_dump(),
-        "preprocessing": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
-    }
-    save_model(tmp_path / "model", encoder.vit.state_dict(), facts)
-    opened = masked_teacher(CheckpointTeacher(path=tmp_path), (4, 4))
-    assert opened.normalization == Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert torch.equal(opened.encoder.vit.blocks[0].attn.qkv.weight, encoder.vit.blocks[0].attn.qkv.weight)
-    with pytest.raises(UserError, match="4 x 4 patches, the student into 8 x 8"):
-        masked_teacher(CheckpointTeacher(path=tmp_path), (8, 8))

@@ -11,41 +11,9 @@ from tiny_training import NORMALIZATION, keys_of, nano_encoder, pixels
 
 from edgemim.errors import UserError
 from edgemim.methods.decoders import LinearDecoder
-from edgemim.methods.hog import HogTarget
 from edgemim.methods.maskfeat import MaskFeatConfig
 from edgemim.methods.masking import BlockMasking, block_mask
-from edgemim.models.encoder import TokenMask
 from edgemim.models.sizes import VitConfig
-
-NO_MASK = TokenMask(torch.zeros(1, 16, dtype=torch.bool), torch.arange(16)[None])
-
-
-def test_a_ramp_votes_for_one_orientation() -> None:
-    """Brightness that rises to the right: gx < 0, gy = 0, angle -pi/2, bin floor(-4.5) mod 9 = 4."""
-    ramp = torch.arange(32.0).view(1, 1, 1, 32).expand(1, 3, 32, 32)
-    found = HogTarget(8).histograms(ramp)
-    inside = found[..., 1:-1, 1:-1]
-    assert torch.equal(inside[:, :, 4], torch.ones_like(inside[:, :, 4]))
-    assert float(inside.sum()) == float(inside[:, :, 4].sum())
-
-
-def test_histograms_have_length_one_and_know_no_brightness_or_contrast() -> None:
-    x = NORMALIZATION.apply(pixels(2))
-    found = HogTarget(8).histograms(x)
-    assert found.shape == (2, 3, 9, 8, 8)
-    torch.testing.assert_close(found.norm(dim=2), torch.ones(2, 3, 8, 8))
-    torch.testing.assert_close(HogTarget(8).histograms(3 * x + 1), found, rtol=1e-3, atol=1e-3)
-
-
-def test_a_patch_holds_its_own_cells() -> None:
-    target = HogTarget(8)
-    x = NORMALIZATION.apply(pixels(1))
-    rows = target(x, NO_MASK)
-    assert rows.shape == (1, 16, target.channels) == (1, 16, 108)
-    cells = target.histograms(x)[0].flatten(0, 1)
-    for patch in (0, 6, 15):
-        top, left = 2 * (patch // 4), 2 * (patch % 4)
-        assert torch.equal(rows[0, patch], cells[:, top : top + 2, left : left + 2].flatten())
 
 
 def test_no_patch_is_dropped_and_hidden_ones_carry_the_mask_token() -> None:

@@ -1,30 +1,32 @@
-"""What every method's configuration answers."""
+"""What every method says of its teacher."""
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
-from tiny_training import NORMALIZATION, nano_encoder
+from test_every_method import METHODS
 
-from edgemim.methods import FeatureDistillConfig, MaeConfig
-from edgemim.methods.method import Method, TeacherKind
-from tests.methods.test_every_method import METHODS
-
-
-def test_every_registered_method_says_which_teacher_it_takes() -> None:
-    for cls in METHODS:
-        assert issubclass(cls, Method)
-        assert cls().teacher_kind in get_args(TeacherKind)
-    assert MaeConfig().teacher_kind == "none"
-    assert FeatureDistillConfig().teacher_kind == "features"
+from edgemim.config import Config
+from edgemim.errors import UserError
+from edgemim.methods.deepmim import DeepMimConfig
+from edgemim.models.sizes import SIZES
+from edgemim.teachers import EfficientNetLiteTeacher, MaskedTeacher, TimmTeacher
 
 
-def test_names_are_distinct_and_their_own() -> None:
-    names = [cls().name for cls in METHODS]  # pyright: ignore
-    assert len(set(names)) == len(METHODS)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_a_teacher_is_built_in_the_kind_that_is_read(method: type[Config]) -> None:
+    config, size = method(), SIZES["vit_micro"]
+    if config.teacher_kind == "none":  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(UserError, match=f"method {config.name} has no teacher"):  # pyright: ignore
+            config.build_teacher(TimmTeacher(), size)  # pyright: ignore[reportAttributeAccessIssue]
+    elif config.teacher_kind == "masked":  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(UserError, match="convolutional"):
+            config.build_teacher(EfficientNetLiteTeacher(), size)  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        made = config.build_teacher(TimmTeacher(model="test_resnet", pretrained=False), size)  # pyright: ignore
+        assert made.grid == size.grid  # pyright: ignore[reportAttributeAccessIssue]
+        assert not isinstance(made, MaskedTeacher)
 
 
-def test_a_method_composes_its_own_model() -> None:
-    with pytest.raises(NotImplementedError):
-        Method().build(nano_encoder(), NORMALIZATION, None)
+def test_deepmims_teacher_follows_its_target() -> None:
+    kinds = [DeepMimConfig(target=target).teacher_kind for target in ("pixel", "hybrid", "feature")]
+    assert kinds == ["none", "reconstruction", "features"]
