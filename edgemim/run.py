@@ -56,14 +56,11 @@ class RunRecord:
             return
         if error is None:
             self._write("done", 0, None)
-        elif isinstance(error, EdgemimError):
-            # Both exceptions mean that the work was saved first.
-            stopped = isinstance(error, (SavedOnSignal, Interrupted))
-            self._write("saved" if stopped else "failed", error.exit_code, str(error))
-        else:
-            self._write(
-                "failed", 130 if isinstance(error, KeyboardInterrupt) else 1, f"{type(error).__name__}: {error}"
-            )
+            return
+        try:
+            self._write(*_outcome(error))
+        except UserError as second:  # the first fault is the one to report, a full disk causes both
+            print(f"warning: {second}", file=sys.stderr)
 
     def _write(self, status: str, exit_code: int | None, error: str | None) -> None:
         now = time.time()
@@ -83,6 +80,15 @@ class RunRecord:
             "config": self.config.model_dump(mode="json"),
         }
         write_text(self.folder / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def _outcome(error: BaseException) -> tuple[str, int, str]:
+    """Status, exit code and sentence of what ended a verb."""
+    if isinstance(error, EdgemimError):
+        # Both exceptions mean that the work was saved first.
+        stopped = isinstance(error, (SavedOnSignal, Interrupted))
+        return "saved" if stopped else "failed", error.exit_code, str(error)
+    return "failed", 130 if isinstance(error, KeyboardInterrupt) else 1, f"{type(error).__name__}: {error}"
 
 
 def write_text(path: Path, text: str) -> None:
