@@ -15,6 +15,7 @@ import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from edgemim.errors import UserError
@@ -196,20 +197,23 @@ def plot_bars(
 
 
 def plot_latency(rows: Mapping[str, tuple[float, float, float]], *, unit: str = "ms") -> Figure:
-    """A horizontal bar for each p50 with a whisker from there to p90 and a mark at p99; rows top to bottom as given."""
-    figure, axes = _frame(7.2, 1.1 + 0.34 * len(rows))
+    """A dot for each p50 with a line to p99 and a mark at p90, rows top to bottom as given.
+
+    The axis is logarithmic: a runtime ten times slower, or one late call, would squeeze the rest of a linear one.
+    """
+    figure, axes = _frame(7.2, 1.2 + 0.3 * len(rows))
     for index, (p50, p90, p99) in enumerate(rows.values()):
-        axes.barh(index, p50, height=0.62, color=COLOURS[0], alpha=0.8)
-        axes.plot([p50, p90], [index, index], color="#222222", linewidth=1.2)
-        axes.plot(p99, index, "|", color="#D55E00", markersize=9, markeredgewidth=1.8)
-        end = max(p50, p90, p99)
-        axes.annotate(f"{p50:.3g}", (end, index), (6, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.plot([p50, p99], [index, index], color="#888888", linewidth=1.4, zorder=1)
+        axes.plot(p90, index, "|", color="#555555", markersize=9, markeredgewidth=1.6)
+        axes.plot(p50, index, "o", color=COLOURS[0], markersize=6.5)
+        axes.annotate(f"{p50:.3g}", (p50, index), (0, 5), textcoords="offset points", ha="center", fontsize=7.5)
     axes.set_yticks(range(len(rows)), list(rows))
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.12 * max((max(row) for row in rows.values()), default=1.0))
-    axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+    axes.set_ylim(len(rows) - 0.5, -0.8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.grid(axis="x", which="both", color="#ececec", linewidth=0.8)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"latency in {unit}: bar p50, line to p90, mark p99")
+    axes.set_xlabel(f"latency in {unit}, logarithmic: dot p50, mark p90, end of the line p99")
     return figure
 
 

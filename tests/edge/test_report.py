@@ -148,12 +148,16 @@ def test_confusion_matrix_shades_each_row_by_its_share(tmp_path: Path):
     assert not plot_confusion(np.eye(200, dtype=int), [str(i) for i in range(200)]).axes[0].texts
 
 
-def test_latency_bars_are_medians_top_to_bottom(tmp_path: Path):
-    figure = plot_latency({"slow": (3.0, 3.5, 9.0), "fast": (1.0, 1.1, 1.2)})
+def test_latency_rows_run_top_to_bottom_from_median_to_p99(tmp_path: Path):
+    figure = plot_latency({"slow": (3.0, 3.5, 90.0), "fast": (1.0, 1.1, 1.2)})
     axes = figure.axes[0]
-    assert [patch.get_width() for patch in axes.patches] == [3.0, 1.0]
+    dots = [(float(line.get_xdata()[0]), line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [(3.0, 0), (1.0, 1)]
+    ranges = [tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "None"]
+    assert ranges == [(3.0, 90.0), (1.0, 1.2)]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
-    assert axes.get_xlim()[1] > 9.0
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlim()[1] > 90.0
     assert pixels_of(figure, tmp_path).std() > 5
 
 

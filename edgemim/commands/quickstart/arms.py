@@ -15,6 +15,7 @@ from edgemim.edge.machine import usable_cpus
 from edgemim.methods import MethodConfig
 from edgemim.tasks.classification import MixingConfig
 
+_GREY_MEAN, _GREY_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 _SMALL_RUN: dict[str, Any] = {"workers": 0, "device": "cpu", "log_every": 5}
 
 
@@ -61,6 +62,9 @@ def pretrain_job(config: QuickstartConfig, arm: str, seed: int, crops: PhotoCrop
             base_lr=per_256(config.pretrain_lr, config.batch_size),
             seed=seed,
             picture_every=1,
+            # The crops are grey: with one mean for all channels they stay so, and reconstructions take no tint.
+            mean=_GREY_MEAN,
+            std=_GREY_STD,
             **_SMALL_RUN,
         ),
     )

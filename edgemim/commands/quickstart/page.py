@@ -99,12 +99,14 @@ def _pretraining(report: Report, outcome: Outcome) -> None:
     root, first = outcome.config.out / "pretrain", outcome.config.seeds[0]
     for name, label in (("loss_feature", "feature loss (smooth L1)"), ("loss_pixel", "pixel loss (normalised MSE)")):
         series = {
-            f"{ARMS[arm]}, seed {seed}": column(read_metrics(root / f"{arm}-{seed}" / "metrics.jsonl"), name)
-            for arm, seed in outcome.pretrained
+            ARMS[arm]: _mean_curve(outcome, arm, name) for arm in dict.fromkeys(arm for arm, _ in outcome.pretrained)
         }
         series = {title: points for title, points in series.items() if points[0]}
         if series:
-            report.figure(plot_curves(series, x="step", y=label), f"{label}: runs that have this branch.")
+            report.figure(
+                plot_curves(series, x="step", y=label),
+                f"{label}, mean of the seeds, of the arms that have this branch.",
+            )
     for arm in dict.fromkeys(arm for arm, _ in outcome.pretrained):
         pictures = sorted((root / f"{arm}-{first}" / "pictures").glob("reconstruction-*.png"))
         if pictures:
@@ -113,6 +115,14 @@ def _pretraining(report: Report, outcome: Outcome) -> None:
                 f"{ARMS[arm]}, seed {first}: masked input, reconstruction (visible patches shown as they are; contrast "
                 "of each predicted patch taken from the true one) and original.",
             )
+
+
+def _mean_curve(outcome: Outcome, arm: str, name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of a logged figure, averaged over the arm's seeds."""
+    root = outcome.config.out / "pretrain"
+    found = [column(read_metrics(root / f"{arm}-{seed}" / "metrics.jsonl"), name) for seed in outcome.config.seeds]
+    values = [points for _, points in found]
+    return found[0][0], [float(np.mean(step)) for step in zip(*values, strict=True)]
 
 
 def _accuracy(report: Report, outcome: Outcome) -> None:
@@ -224,7 +234,7 @@ def _latency(report: Report, outcome: Outcome) -> None:
         )
     cells = [
         [
-            row["file"], f"{row['runtime']} {row['version'] or ''}", row["batch"], row["threads"],
+            row["file"], row["runtime"], row["batch"], row["threads"],
             *(f"{row[f'latency_p{percent}_ms']:.2f}" for percent in (50, 90, 99)),
             f"{row['throughput_images_per_s']:.0f}", f"{row['speedup']:.2f}×{'?' * bool(row['speedup_disturbed'])}",
             f"{row['model_size_mib']:.2f}" if row["model_size_mib"] else "–", f"{row['memory_peak_mib']:.0f}",
