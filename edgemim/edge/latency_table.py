@@ -62,7 +62,7 @@ def save_picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    name = escape(f"{row_name(row)} {row['version'] or ''}")
+    name = escape(f"{row_name(row)} {row['version'] or ''}".strip())
     if row["status"] != "ok":
         return [f"{name}: {row['status']}: {escape(row['reason'])}"]
     return [

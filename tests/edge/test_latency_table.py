@@ -71,7 +71,7 @@ def test_disturbed_rows_are_marked() -> None:
 
 def test_a_row_that_is_absent_says_how_to_get_it() -> None:
     text = " ".join(word for word in printed([ABSENT]).replace("│", " ").split())
-    assert "m onnx-fp32 on openvino : absent: openvino is not installed: pip install 'edgemim[openvino]'" in text
+    assert "m onnx-fp32 on openvino: absent: openvino is not installed: pip install 'edgemim[openvino]'" in text
 
 
 def test_picture_has_a_bar_for_each_measured_row(tmp_path: Path) -> None:
