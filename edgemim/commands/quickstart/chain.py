@@ -131,9 +131,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "knn_top1": {f"{arm}-{seed}": figure for (arm, seed), figure in outcome.knn.items()},
         "teacher": outcome.teacher,
         "teacher_knn_top1": outcome.teacher_knn,
-        "pretrain_minutes": {
-            f"{arm}-{seed}": results["train_seconds"] / 60 for (arm, seed), results in outcome.pretrained.items()
-        },
+        "pretrain_minutes": {f"{arm}-{seed}": outcome.minutes(arm, seed) for arm, seed in outcome.pretrained},
         "parity": manifest.parity,
         "int8": outcome.int8,
         "int8_refused": outcome.refusal,

@@ -112,6 +112,11 @@ class Outcome:
         """The fine-tuning run that is exported."""
         return self.config.out / "finetune" / f"{SHOWN_ARM}-{self.config.seeds[0]}"
 
+    def minutes(self, arm: str, seed: int) -> float:
+        """Time of one pre-training run, also where it was stopped and resumed: images drawn over images a second."""
+        results = self.pretrained[arm, seed]
+        return results["images"]["drawn"] / results["images_per_s"] / 60
+
     def accuracies(self, arm: str) -> list[float]:
         """Test accuracy of an arm in percent, a figure a seed."""
         return [self.finetuned[arm, seed]["top1"] for seed in self.config.seeds]

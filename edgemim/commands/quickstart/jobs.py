@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Hashable, Mapping
@@ -18,7 +19,7 @@ import torch
 
 from edgemim.commands.finetune import FinetuneConfig, finetune
 from edgemim.commands.pretrain import PretrainConfig, pretrain
-from edgemim.errors import EdgemimError
+from edgemim.errors import EdgemimError, Interrupted
 from edgemim.run import read_record
 from edgemim.training.recipe import changed_settings
 
@@ -108,12 +109,39 @@ def _figure(results: Mapping[str, Any]) -> str:
     return f"{results['images_per_s']:.0f} images/s"
 
 
+class _Worker:
+    """What a worker process knows about Ctrl-C, which the terminal sends to it as well as to the quick start."""
+
+    busy = False
+    stopped = False
+
+    @classmethod
+    def note(cls, *_: object) -> None:
+        """Remember the signal; between two jobs there is nothing to interrupt. (A training has a handler of its own.)"""
+        cls.stopped = True
+        if cls.busy:
+            raise KeyboardInterrupt
+
+
 def run_job(job: Job) -> dict[str, Any]:
-    """Train; what it prints goes to its log. A folder left by a stopped or changed job is resumed or done anew."""
-    job.log.parent.mkdir(parents=True, exist_ok=True)
+    """Train; what it prints goes to its log. A folder left by a stopped job is resumed, by a changed one emptied."""
+    if _Worker.stopped:  # the pool hands out one job more than there are workers
+        raise Interrupted("stopped before it began")
+    _Worker.busy = True
+    try:
+        return _train(job)
+    except (Interrupted, KeyboardInterrupt):
+        _Worker.stopped = True
+        raise
+    finally:
+        _Worker.busy = False
+
+
+def _train(job: Job) -> dict[str, Any]:
     before = read_record(job.folder)
     changed = bool(before) and changed_settings(before.get("config", {}), job.config.model_dump(mode="json"))
     config = job.config.model_copy(update={"resume": not changed, "overwrite": bool(changed)})
+    job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         if isinstance(config, PretrainConfig):
             return pretrain(config)
@@ -123,6 +151,7 @@ def run_job(job: Job) -> dict[str, Any]:
 def _start(parent: int) -> None:
     """Set up a worker: one thread, and an end when the quick start itself ends, however that happens."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, _Worker.note)
 
     def watch() -> None:
         while os.getppid() == parent:

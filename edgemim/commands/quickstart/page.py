@@ -132,11 +132,7 @@ def _accuracy(report: Report, outcome: Outcome) -> None:
     for arm, title in ARMS.items():
         top1 = outcome.accuracies(arm)
         knn = [outcome.knn[arm, seed] for seed in config.seeds if (arm, seed) in outcome.knn]
-        minutes = [
-            outcome.pretrained[arm, seed]["train_seconds"] / 60
-            for seed in config.seeds
-            if (arm, seed) in outcome.pretrained
-        ]
+        minutes = [outcome.minutes(arm, seed) for seed in config.seeds if (arm, seed) in outcome.pretrained]
         row = [title, *(f"{figure:.1f}" for figure in top1), _spread(top1), _spread(knn) if knn else "–"]
         rows.append([*row, f"{np.mean(minutes):.1f}" if minutes else "0", f"{outcome.chosen[arm]:g}"])
     seeds = [f"seed {seed}" for seed in config.seeds]

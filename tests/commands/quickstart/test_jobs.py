@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from edgemim.commands.pretrain import PretrainConfig
 from edgemim.commands.quickstart.jobs import Job, JobPool, finished
 from edgemim.errors import UserError
 from edgemim.models.sizes import SIZES
+from edgemim.run import read_record
 
 SMALL = {
     "encoder": SIZES["vit_nano"],
@@ -38,10 +40,10 @@ def test_results_do_not_depend_on_processes_and_finished_jobs_are_kept(tmp_path:
     two = {i: pretraining(tmp_path / f"two-{i}", photos, seed=i) for i in range(2)}
     with JobPool(2) as pool:
         first = pool.run(two)
-        one = {i: pretraining(tmp_path / f"one-{i}", photos, seed=i) for i in range(2)}
+        one = pretraining(tmp_path / "one", photos, seed=0)
         with JobPool(1) as single:
-            assert [results["steps"] for results in single.run(one).values()] == [first[0]["steps"]] * 2
-        assert [digest(job) for job in two.values()] == [digest(job) for job in one.values()]
+            assert single.run({0: one})[0]["steps"] == first[0]["steps"]
+        assert digest(two[0]) == digest(one)
         assert digest(two[0]) != digest(two[1])
         assert "pre-trained encoder in" in two[0].log.read_text()
 
@@ -65,38 +67,48 @@ def test_a_half_done_job_is_not_taken_for_finished(tmp_path: Path):
     assert finished(job) is None
 
 
-KILLED = """
+STOPPED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from test_jobs import JobPool, pretraining
 if __name__ == "__main__":
+    root, data = map(Path, sys.argv[1:3])
     with JobPool(1) as pool:
-        pool.run({0: pretraining(Path(sys.argv[1]) / "long", Path(sys.argv[2]), epochs=10000)})
+        pool.run({name: pretraining(root / name, data, epochs=10000) for name in ("long", "next")})
 """
 
 
-def test_no_training_outlives_a_killed_quick_start(tmp_path: Path, photos: Path):
-    (tmp_path / "killed.py").write_text(KILLED)
-    parent = subprocess.Popen(
-        [sys.executable, str(tmp_path / "killed.py"), str(tmp_path), str(photos), str(Path(__file__).parent)]
-    )
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_training_outlives_a_stopped_quick_start(tmp_path: Path, photos: Path, number: signal.Signals):
+    """SIGKILL hits the quick start alone; Ctrl-C its whole process group, and the running training saves first."""
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    words = [tmp_path / "stopped.py", tmp_path, photos, Path(__file__).parent]
+    parent = subprocess.Popen([sys.executable, *map(str, words)], start_new_session=True, stderr=subprocess.DEVNULL)
     try:
-        metrics = tmp_path / "long" / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while not metrics.exists() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert metrics.exists()
+        assert soon((tmp_path / "long" / "metrics.jsonl").exists, 120)
         children = child_processes(parent.pid)
         assert children
-        parent.send_signal(signal.SIGKILL)
-        parent.wait()
-        deadline = time.monotonic() + 20
-        while any(map(alive, children)) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert not any(map(alive, children))
+        if number == signal.SIGKILL:
+            parent.kill()
+        else:
+            os.killpg(parent.pid, number)
+        parent.wait(60)
+        assert soon(lambda: not any(map(alive, children)), 20)
     finally:
         parent.kill()
+    assert not (tmp_path / "next").exists()
+    if number == signal.SIGINT:
+        assert read_record(tmp_path / "long")["status"] == "saved"
+        assert list((tmp_path / "long" / "checkpoints").iterdir())
+
+
+def soon(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether the condition holds within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return condition()
 
 
 def child_processes(pid: int) -> list[int]:
