@@ -26,6 +26,7 @@ TESTED_ELSEWHERE = {
     "commands/finetune.py": "whole runs, in tests/test_journey.py and tests/faults",
     "commands/evaluate.py": "whole runs, in tests/test_journey.py",
     "commands/probe.py": "whole runs, in tests/test_journey.py",
+    "data/workers.py": "deaths, hangs and signals of workers, in tests/data/test_loader.py with the loader they serve",
 }
 
 
