@@ -81,10 +81,10 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if config.data is None:
         raise UserError("give --data DIR, a folder with one sub-folder a class")
     # Written down in full: later verbs find the images from wherever they are called.
-    val = config.val.absolute() if config.val else None
-    config = config.model_copy(update={"data": config.data.absolute(), "val": val})
+    root, val = config.data.absolute(), config.val.absolute() if config.val else None
+    config = config.model_copy(update={"data": root, "val": val})
     with open_world(config.device) as world:
-        data = LabelledData.open(config.data, config.val, val_share=config.val_share, seed=config.seed)
+        data = LabelledData.open(root, val, val_share=config.val_share, seed=config.seed)
         plan = Plan.of(config, steps_per_epoch(len(data.train), config.batch_size))
         torch.manual_seed(config.seed)
         task, note = build(config, data)

@@ -74,10 +74,12 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """
     if config.data is None:
         raise UserError("give --data DIR, a folder of images")
-    config = config.model_copy(update={"data": config.data.absolute()})
+    # Written down in full: later verbs find the images from wherever they are called.
+    data = config.data.absolute()
+    config = config.model_copy(update={"data": data})
     with open_world(config.device) as world:
-        splits = find_splits(config.data)
-        folder = scan_folder(splits.get("train", config.data), progress=world.is_main)
+        splits = find_splits(data)
+        folder = scan_folder(splits.get("train", data), progress=world.is_main)
         torch.manual_seed(config.seed)
         teacher = build_teacher(config, world.device)
         model = build(config, world.device, teacher)
