@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import struct
+import threading
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fault_harness import Ended, Launcher, Run
+from fault_harness import Ended, Run
 from PIL import Image
 
 Call = Callable[..., Ended]
@@ -144,14 +146,20 @@ def test_a_whole_class_of_bad_images_and_nothing_but_bad_ones(edgemim_here: Call
     ended.refused("images in a row could not be read", "data check")
 
 
-def test_an_image_that_vanishes_meanwhile_is_counted(launcher: Launcher, images: Path, tmp_path: Path) -> None:
+def test_an_image_that_vanishes_meanwhile_is_counted(edgemim_here: Call, images: Path, tmp_path: Path) -> None:
     data, run = Path(shutil.copytree(images, tmp_path / "data")), Run(tmp_path / "run")
     words = [*COMMAND, "--epochs", "60", "--data", data, "--out", run.folder, "--max-unreadable", "0.1"]
-    job = launcher.start([*words, "--workers", "1"])
-    job.wait_until(lambda: run.step >= 16, "step 16")
     gone = data / "chelsea" / "00.png"
-    gone.unlink()
-    ended = job.wait()
+
+    def vanish() -> None:
+        while run.step < 16:
+            time.sleep(0.01)
+        gone.unlink()
+
+    other = threading.Thread(target=vanish, daemon=True)
+    other.start()
+    ended = edgemim_here(words)
+    other.join()
     assert ended.code == 0, ended.output
     (entry,) = run.record["results"]["images"]["unreadable_files"]
     assert entry == {"path": str(gone), "reason": "does not exist"}

@@ -42,7 +42,7 @@ def fill(folder: Path, leave_bytes: int) -> Path:
     return ballast
 
 
-@pytest.mark.parametrize("left", [0, 200_000], ids=["full", "nearly"])
+@pytest.mark.parametrize("left", [0, pytest.param(200_000, marks=pytest.mark.slow)], ids=["full", "nearly"])
 def test_a_full_disk(
     launcher: Launcher, images: Path, small_disk: Path, reference: Run, edgemim_here: Callable[..., Ended], left: int
 ) -> None:

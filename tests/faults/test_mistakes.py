@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fault_harness import Ended, Launcher
+from fault_harness import Ended
 
 Call = Callable[..., Ended]
 
@@ -60,9 +60,8 @@ def test_one_sentence(
     assert not Path("runs").exists(), "a refused run left a folder"
 
 
-def test_an_unknown_flag_exits_2_with_the_closest_one(launcher: Launcher, images: Path) -> None:
-    """As a process, because the argument parser itself ends it."""
-    ended = launcher.run(["pretrain", "--data", images, "--epoch", "3", "--lerning-rate", "3"])
+def test_an_unknown_flag_exits_2_with_the_closest_one(edgemim_here: Call, images: Path) -> None:
+    ended = edgemim_here(["pretrain", "--data", images, "--epoch", "3"])
     assert ended.code == 2, ended.output
     assert "--epochs" in ended.output
     assert "Traceback" not in ended.output

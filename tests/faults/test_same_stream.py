@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from fault_harness import PRETRAIN, STEPS, Launcher, Run
+from fault_harness import PRETRAIN, STEPS, Ended, Run
 
 from edgemim.data.folders import scan_folder
 from edgemim.data.loader import Batch, build_loader
 from edgemim.data.transforms import FinetuneTransform
 
 
-def test_two_workers_give_the_same_weights(launcher: Launcher, images: Path, tmp_path: Path, reference: Run) -> None:
+def test_two_workers_give_the_same_weights(
+    edgemim_here: Callable[..., Ended], images: Path, tmp_path: Path, reference: Run
+) -> None:
     run = Run(tmp_path / "run")
-    ended = launcher.run([*PRETRAIN, "--data", images, "--out", run.folder, "--workers", "2"])
+    ended = edgemim_here([*PRETRAIN, "--data", images, "--out", run.folder, "--workers", "2"])
     assert ended.code == 0, ended.output
     assert run.results == reference.results
 
@@ -63,16 +67,14 @@ def test_two_processes_have_the_same_loss(reference: Run, reference_of_two: Run)
 
 
 def test_two_processes_leave_what_one_can_go_on_with(
-    reference_of_two: Run, reference: Run, launcher: Launcher, images: Path, tmp_path: Path
+    reference_of_two: Run, reference: Run, edgemim_here: Callable[..., Ended], images: Path, tmp_path: Path
 ) -> None:
     """Another number of processes is a change that has to be allowed, and then gives the same result to rounding."""
-    import shutil
-
     run = Run(shutil.copytree(reference_of_two.folder, tmp_path / "run"))
     shutil.rmtree(run.checkpoints[-1])
     words = [*PRETRAIN, "--data", images, "--out", run.folder, "--workers", "0", "--resume"]
-    launcher.run(words).refused("world_size: 2 -> 1", "--allow-change")
-    ended = launcher.run([*words, "--allow-change"])
+    edgemim_here(words).refused("world_size: 2 -> 1", "--allow-change")
+    ended = edgemim_here([*words, "--allow-change"])
     assert ended.code == 0, ended.output
     assert f"resuming at step {STEPS - 4}" in ended.output
     ours, theirs = run.metrics("loss"), reference.metrics("loss")
