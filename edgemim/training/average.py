@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 
 class MovingAverage(AveragedModel):
-    """torch's `AveragedModel` with an exponential average: decay * average + (1 - decay) * weights."""
+    """torch's `AveragedModel`, kept as decay * average + (1 - decay) * weights without a wait for the device.
+
+    Its own `update_parameters` copies a count to the device at each step.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(model, multi_avg_fn=self._blend)
+        super().__init__(model)
         self._share = 1 - decay
+        self._begun = False
 
+    @torch.no_grad()
     def update(self, model: nn.Module, bad: Tensor) -> None:
         """Take a step's weights in; `bad`, a scalar on the device, is 1 where the step counts for nothing."""
-        self._weight = self._share * (1 - bad)
-        self.update_parameters(model)
-
-    def _blend(self, averaged: Any, current: Any, _: Any) -> None:
-        # As get_ema_multi_avg_fn does, with a weight that lives on the device.
-        change = torch._foreach_sub(current, averaged)
-        torch._foreach_mul_(change, self._weight)
-        torch._foreach_add_(averaged, change)
+        averaged: list[Tensor] = [*self.module.parameters()]
+        current: list[Tensor] = [*model.parameters()]
+        if self._begun or bool(self.n_averaged > 0):  # a number on the host, asked once
+            change = torch._foreach_sub(current, averaged)
+            torch._foreach_mul_(change, self._share * (1 - bad))
+            torch._foreach_add_(averaged, change)
+        else:
+            torch._foreach_copy_(averaged, current)
+        for mine, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+        self._begun = True
+        self.n_averaged += 1
