@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_harness import PRETRAIN, STEPS, Ended, Job, Launcher, Run
+
+from edgemim.commands import finetune
 
 
 def words(images: Path, run: Run, *more: str) -> list[str | Path]:
@@ -108,3 +112,28 @@ def test_torchrun_passes_the_signal_on_and_all_ranks_save(
     assert run.record["exit_code"] == (75 if number == signal.SIGTERM else 130), ended.output
     assert ended.output.count(f"saved at step {run.saved_step} of {STEPS}") == 2, ended.output
     assert not job.orphans()
+
+
+def test_a_signal_in_the_last_evaluation(
+    images: Path, tmp_path: Path, edgemim_here: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training is over and saved, its last figures are not out yet: the run ends at once, and a resume brings them."""
+    run = Run(tmp_path / "run")
+    words = (
+        "finetune --init scratch --encoder vit_nano --batch-size 16 --epochs 2 --warmup-epochs 1 --workers 0".split()
+    )
+    words = [*words, "--evaluate-every", "0", "--data", images, "--out", run.folder]
+
+    def interrupted(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the evaluation went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "evaluate_classifier", interrupted)
+        edgemim_here(words).refused("SIGTERM", "--resume", code=75)
+    assert run.record["status"] == "saved"
+    assert not (run.folder / "model").exists()
+    ended = edgemim_here([*words, "--resume"])
+    assert ended.code == 0, ended.output
+    assert run.record["results"]["evaluated_images"] > 0
+    assert run.model_hash
