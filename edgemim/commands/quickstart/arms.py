@@ -94,7 +94,7 @@ def finetuning(
         data=crops.train,
         init="scratch" if arm == "scratch" else str(config.out / "pretrain" / f"{arm}-{seed}"),
         encoder=config.encoder,
-        transform=FinetuneTransform(crop_scale=(0.4, 1.0), rand_augment=""),
+        transform=FinetuneTransform(crop_scale=(0.8, 1.0), rand_augment=""),
         mixing=MixingConfig(mixup=0.0),
         crop_pct=1.0,
         epochs=config.finetune_epochs,

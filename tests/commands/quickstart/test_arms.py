@@ -2,9 +2,12 @@ from pathlib import Path
 
 import pytest
 
+from edgemim.commands.finetune import FinetuneConfig
+from edgemim.commands.pretrain import PretrainConfig
 from edgemim.commands.quickstart import QuickstartConfig
 from edgemim.commands.quickstart.arms import best_rate, choosing_job, final_job, pretrain_job
 from edgemim.commands.quickstart.config import ARMS, PRETRAINED
+from edgemim.config import load_yaml
 from edgemim.data.photos import PhotoCrops
 
 CROPS = PhotoCrops(Path("p/unlabelled"), Path("p/train"), Path("p/test"), ("a", "b"))
@@ -51,3 +54,16 @@ def test_each_run_starts_from_its_own_arm_and_seed():
     folders = [final_job(CONFIG, arm, seed, 1e-3, CROPS).folder for arm in ARMS for seed in (0, 1)]
     folders += [choosing_job(CONFIG, arm, lr, CROPS).folder for arm in ARMS for lr in CONFIG.finetune_lrs]
     assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_the_recipes_in_the_repository_are_those_that_run(verb):
+    path = Path(__file__).parents[3] / "configs" / verb / "quickstart.yaml"
+    written = load_yaml(path, {"pretrain": PretrainConfig, "finetune": FinetuneConfig}[verb]).model_dump()
+    default = QuickstartConfig()
+    job = pretrain_job(default, "both", 0, CROPS) if verb == "pretrain" else final_job(default, "both", 0, 1e-3, CROPS)
+    running = job.config.model_dump()
+    own = {"data", "val", "init", "out", "device", "workers", "log_every"}
+    assert {key: written[key] for key in written if key not in own} == {
+        key: running[key] for key in running if key not in own
+    }
