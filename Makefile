@@ -11,10 +11,10 @@ demo: $(VENV)/installed
 	$(BIN)/edgemim quickstart
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 3600 $(TESTS)
 
 # The edge wing alone, in an environment where torch was never installed.
 test-edge: $(VENV)/installed $(EDGE_VENV)/installed

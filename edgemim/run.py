@@ -10,11 +10,12 @@ import platform
 import shutil
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from edgemim.config import Config, to_yaml
 from edgemim.errors import EdgemimError, Interrupted, SavedOnSignal, UserError
@@ -26,10 +27,13 @@ _PACKAGES = ("edgemim", "numpy", "pillow", "torch", "torchvision", "timm", "onnx
 class RunRecord:
     """Writes `config.yaml` and `run.json` into a folder: status 'running' on entry, the outcome on exit.
 
-    Use as a context manager; put figures into `results`. With `enabled=False` (ranks other than 0) nothing is written.
+    Use as a context manager; put figures into `results`. With `enabled=False` (ranks other than 0) nothing is written;
+    with `begin_later=True` nothing before `begin()`, so that a resume that is refused leaves the old record as it was.
     """
 
-    def __init__(self, verb: str, folder: Path, config: Config, *, enabled: bool = True) -> None:
+    def __init__(
+        self, verb: str, folder: Path, config: Config, *, enabled: bool = True, begin_later: bool = False
+    ) -> None:
         self.verb = verb
         self.folder = folder
         self.config = config
@@ -37,6 +41,7 @@ class RunRecord:
         self.results: dict[str, Any] = {}
         self.warnings: list[str] = []
         self._started = time.time()
+        self._begin_later, self._begun = begin_later, False
 
     def warn(self, message: str) -> None:
         """Keep a warning for run.json and show it on standard error."""
@@ -45,14 +50,20 @@ class RunRecord:
             print(f"warning: {message}", file=sys.stderr)
 
     def __enter__(self) -> RunRecord:
-        if self.enabled:
+        if not self._begin_later:
+            self.begin()
+        return self
+
+    def begin(self) -> None:
+        """Write the configuration and the status 'running'; once."""
+        if self.enabled and not self._begun:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.yaml", to_yaml(self.config))
             self._write("running", None, None)
-        return self
+        self._begun = True
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if not self.enabled:
+        if not (self.enabled and self._begun):
             return
         if error is None:
             self._write("done", 0, None)
@@ -148,7 +159,12 @@ def _remove_content(folder: Path, content: list[Path]) -> None:
 
 
 class FolderLock:
-    """Holds a folder for one process; a second run on it is refused at once. Released when the process ends, however."""
+    """Holds a folder for one process; a second run on it is refused at once. Released when the process ends, however.
+
+    Processes forked meanwhile (readers of images) do not hold it, so that it is free as soon as its owner is dead.
+    """
+
+    _held: ClassVar[weakref.WeakSet[FolderLock]] = weakref.WeakSet()
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -159,9 +175,20 @@ class FolderLock:
             self._file.close()
             raise UserError(f"another run is writing to {folder}; wait for it or choose another --out") from error
 
+        FolderLock._held.add(self)
+
     def release(self) -> None:
         """Give the folder free."""
         self._file.close()
+
+    @staticmethod
+    def forget_in_child() -> None:
+        """Called in a forked child: close its copies of the files, which would keep the locks alive."""
+        for lock in list(FolderLock._held):
+            lock.release()
+
+
+os.register_at_fork(after_in_child=FolderLock.forget_in_child)
 
 
 def default_folder(verb: str, root: Path = RUNS) -> Path:

@@ -24,7 +24,7 @@ from edgemim.tasks.task import LabelledData
 from edgemim.training.distributed import World, open_world
 from edgemim.training.optim import build_adamw
 from edgemim.training.recipe import Plan, TrainingConfig
-from edgemim.training.session import open_run_folder, run_training
+from edgemim.training.session import open_record, open_run_folder, run_training
 
 
 class FinetuneConfig(TrainingConfig):
@@ -90,7 +90,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         task, note = build(config, data)
         out, lock = open_run_folder("finetune", config, world)
         try:
-            with RunRecord("finetune", out, config, enabled=world.is_main) as record:
+            with open_record("finetune", out, config, world) as record:
                 record.results["init"] = note
                 if world.is_main:
                     print(note)

@@ -29,7 +29,7 @@ from edgemim.teachers import TeacherConfig
 from edgemim.training.distributed import World, open_world
 from edgemim.training.optim import build_adamw
 from edgemim.training.recipe import Plan, TrainingConfig
-from edgemim.training.session import open_run_folder, run_training
+from edgemim.training.session import open_record, open_run_folder, run_training
 
 _KNN_BANK, _KNN_QUERIES = 4000, 1000
 _PICTURES = 8
@@ -86,7 +86,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         plan = Plan.of(config, steps_per_epoch(len(folder), config.batch_size))
         out, lock = open_run_folder("pretrain", config, world)
         try:
-            with RunRecord("pretrain", out, config, enabled=world.is_main) as record:
+            with open_record("pretrain", out, config, world) as record:
                 if teacher is not None and world.is_main:
                     record.results["teacher"] = teacher.summary
                     print(f"teacher: {teacher.summary}")

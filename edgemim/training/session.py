@@ -75,6 +75,11 @@ def resumes(config: TrainingConfig) -> bool:
     return config.resume or restarted_by_agent()
 
 
+def open_record(verb: str, folder: Path, config: TrainingConfig, world: World) -> RunRecord:
+    """The run's record; that of a run that goes on is not touched before its checkpoint was accepted."""
+    return RunRecord(verb, folder, config, enabled=world.is_main, begin_later=resumes(config))
+
+
 def run_training(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
@@ -105,6 +110,7 @@ def run_training(
         hooks=hooks,
     )
     start = trainer.restore() if resumes(config) else 0
+    record.begin()
     if resumes(config) and world.is_main:
         found = f"resuming at step {start} of {plan.total_steps}"
         print(found if start else f"no checkpoint in {record.folder} yet: starting at step 0")
