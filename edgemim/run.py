@@ -167,8 +167,11 @@ class FolderLock:
     _held: ClassVar[weakref.WeakSet[FolderLock]] = weakref.WeakSet()
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = open(folder / ".lock", "a+")  # noqa: SIM115 (held as long as the lock)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file: TextIO = open(folder / ".lock", "a+")  # noqa: SIM115 (held as long as the lock)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

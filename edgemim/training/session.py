@@ -42,10 +42,7 @@ def open_run_folder(verb: str, config: TrainingConfig, world: World) -> tuple[Pa
         # Checked before the lock makes the folder, so that a refused path leaves nothing behind.
         if folder.is_file():
             raise UserError(f"{folder} is a file; give --out a folder")
-        try:
-            held.append(FolderLock(folder))
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from error
+        held.append(FolderLock(folder))
         prepare_folder(folder, overwrite=config.overwrite and not _own(folder), resume=config.resume or _own(folder))
         if (job := job_name()) is not None:
             write_text(folder / _JOB, job + "\n")
