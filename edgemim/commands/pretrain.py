@@ -19,7 +19,7 @@ from edgemim.edge.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from edgemim.errors import UserError
 from edgemim.methods import MaeConfig, MethodConfig
 from edgemim.methods.branches import MaskedImageModel
-from edgemim.models.encoder import Encoder
+from edgemim.models.build import build_encoder
 from edgemim.models.normalization import Normalization
 from edgemim.models.sizes import EncoderConfig, VitConfig
 from edgemim.models.weights import save_model
@@ -101,7 +101,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 def build(config: PretrainConfig, device: torch.device, teacher: nn.Module | None = None) -> MaskedImageModel:
     """The masked image model that a configuration describes, freshly initialised from torch's generator."""
-    encoder = Encoder(config.encoder)
+    encoder = build_encoder(config.encoder)
     return config.method.build(encoder, Normalization(config.mean, config.std), teacher).to(device)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from edgemim.errors import UserError
 from edgemim.methods.branches import MaskedImageModel
 from edgemim.methods.mae import MaeConfig
-from edgemim.models.encoder import Encoder, TokenMask
+from edgemim.models.build import build_encoder, parse_encoder
+from edgemim.models.encoder import TokenMask
 from edgemim.models.normalization import Normalization
 from edgemim.models.sizes import VitConfig
 from edgemim.models.weights import load_weights, read_facts
@@ -51,7 +52,7 @@ def open_reconstruction(run: Path, size: VitConfig) -> FrozenReconstruction:
     """
     facts = read_facts(run)
     try:
-        config = VitConfig.model_validate(facts["encoder"])
+        config = parse_encoder(facts["encoder"])
         method = MaeConfig.model_validate(facts["method"])
         normalization = Normalization(*(tuple(facts["preprocessing"][key]) for key in ("mean", "std")))
     except (KeyError, TypeError, pydantic.ValidationError) as error:
@@ -63,7 +64,7 @@ def open_reconstruction(run: Path, size: VitConfig) -> FrozenReconstruction:
             f"{run} has patches of {config.patch_size} in {config.image_size} pixels, the encoder of "
             f"{size.patch_size} in {size.image_size}; both see the same patches, so give one with the same"
         )
-    model = method.build(Encoder(config), normalization, None)
+    model = method.build(build_encoder(config), normalization, None)
     load_weights(model, _newest(run / "checkpoints"))
     return FrozenReconstruction(model, f"{run}: masked autoencoder of width {config.width}, depth {config.depth}")
 

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import Attention, Block, Mlp, VisionTransfor
 from torch import Tensor, nn
 
 from edgemim.errors import UserError
+from edgemim.models.build import build_encoder, parse_encoder
 from edgemim.models.encoder import Encoder
 from edgemim.models.sizes import VitConfig
 
@@ -146,10 +147,10 @@ def load_encoder(run: Path | str) -> Encoder:
     if facts["kind"] != "encoder":
         raise UserError(f"{run} holds a {facts['kind']} model, not a pre-trained encoder")
     try:
-        config = VitConfig.model_validate(facts["encoder"])
+        config = parse_encoder(facts["encoder"])
     except (KeyError, pydantic.ValidationError) as error:
         raise UserError(f"{run / 'model' / FACTS_FILE} does not describe an encoder: {error}") from error
-    encoder = Encoder(config)
+    encoder = build_encoder(config)
     load_weights(encoder.vit, read_tensors(run / "model" / MODEL_FILE))
     return encoder.eval()
 

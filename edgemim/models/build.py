@@ -1,0 +1,28 @@
+"""The one place that makes an encoder from its configuration, in code and from a model folder's facts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pydantic
+
+from edgemim.models.encoder import Encoder
+from edgemim.models.relative import RelativeEncoder
+from edgemim.models.sizes import EncoderConfig, RelativeVitConfig, VitConfig
+
+# One line a family: a new one is named here and in `sizes.EncoderConfig`.
+_FAMILIES: dict[type[Any], type[Encoder]] = {
+    VitConfig: Encoder,
+    RelativeVitConfig: RelativeEncoder,
+}
+_ADAPTER: pydantic.TypeAdapter[VitConfig] = pydantic.TypeAdapter(EncoderConfig)
+
+
+def build_encoder(config: VitConfig) -> Encoder:
+    """A freshly initialised encoder (from torch's generator) of whatever family the configuration describes."""
+    return _FAMILIES[type(config)](config)
+
+
+def parse_encoder(facts: object) -> VitConfig:
+    """The configuration that a run recorded under `encoder`. Raises pydantic.ValidationError."""
+    return _ADAPTER.validate_python(facts)
