@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from edgemim.errors import UserError
-from edgemim.methods.decoders import LinearDecoder
+from edgemim.methods.decoders import DecoderConfig, LinearDecoder, Pick
 from edgemim.methods.masking import Masking
 from edgemim.methods.targets import Derived, PixelTarget, Target
 from edgemim.models.encoder import Encoder, Features, TokenMask
@@ -33,6 +33,29 @@ class Branch:
     loss: LossName
     weight: float = 1.0
     score: Score = "masked"
+
+
+def patch_branch(
+    name: str,
+    encoder: Encoder,
+    decoder: DecoderConfig,
+    target: Target,
+    *,
+    tap: int | None = None,
+    neck: nn.Module | None = None,
+    loss: LossName = "mse",
+    weight: float = 1.0,
+    score: Score = "masked",
+) -> Branch:
+    """A branch that predicts something of every patch: from `neck`, or from block `tap` (default the last).
+
+    The last block's tokens pass the encoder's final norm, an earlier one's are read as the block left them.
+    """
+    size = encoder.config
+    if neck is None:
+        tap = size.depth if tap is None else tap
+        neck = Pick(tap, normed=tap == size.depth)
+    return Branch(name, decoder.build(neck, size.width, target.channels, size.grid), target, loss, weight, score)
 
 
 class MaskedImageModel(Objective):

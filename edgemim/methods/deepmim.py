@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from edgemim.errors import UserError
-from edgemim.methods.branches import Branch, MaskedImageModel
-from edgemim.methods.decoders import DecoderConfig, Pick, TransformerDecoderConfig
+from edgemim.methods.branches import MaskedImageModel, patch_branch
+from edgemim.methods.decoders import DecoderConfig, TransformerDecoderConfig
 from edgemim.methods.masking import RandomMasking
 from edgemim.methods.method import Method, TeacherKind
 from edgemim.methods.reconstruction import FrozenReconstruction, open_reconstruction
@@ -74,14 +74,14 @@ class DeepMimConfig(Method):
         if weights and len(weights) != len(taps):
             raise UserError(f"'weights' has {len(weights)} numbers for {len(taps)} blocks {list(taps)}")
         targets = self._targets(size, normalization, teacher, len(taps))
-        branches = []
-        for tap, weight, target in zip(taps, weights or (1.0,) * len(taps), targets, strict=True):
-            neck = Pick(tap, normed=tap == size.depth)
-            decoder = self.decoder.build(neck, size.width, target.channels, size.grid)
-            loss = "cosine" if self.target == "feature" else "mse"
-            branches.append(Branch(f"block_{tap}", decoder, target, loss, weight))
+        loss = "cosine" if self.target == "feature" else "mse"
+        parts = list(zip(taps, weights or (1.0,) * len(taps), targets, strict=True))
         # Deepest first: the picture of a reconstruction is the first pixel branch's.
-        return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), branches[::-1], normalization)
+        branches = [
+            patch_branch(f"block_{tap}", encoder, self.decoder, target, tap=tap, loss=loss, weight=weight)
+            for tap, weight, target in reversed(parts)
+        ]
+        return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), branches, normalization)
 
     def _targets(
         self, size: VitConfig, normalization: Normalization, teacher: nn.Module | None, count: int
@@ -121,16 +121,17 @@ class PixelsAndReconstruction:
         """Both as [b, n, c]."""
         return self.pixels(images, mask), self.model(self.normalization.undo(images), mask)
 
+    def blend(self, share: float) -> Target:
+        """share * pixels + (1 - share) * reconstruction, both normalised per patch."""
+        return self.pixels if share == 1 else Derived(self, partial(_blend, share=share), self.pixels.channels)
+
 
 def hybrid_targets(
     size: VitConfig, normalization: Normalization, model: FrozenReconstruction, count: int
 ) -> list[Target]:
     """Blends from all reconstruction (the shallowest) to all pixels (the deepest)."""
-    pixels = PixelTarget(size.patch_size, normalize=True)
-    source = PixelsAndReconstruction(pixels, model, normalization)
-    shares = [1.0 if count == 1 else g / (count - 1) for g in range(count)]
-    blends = [Derived(source, partial(_blend, share=share), pixels.channels) for share in shares[:-1]]
-    return [*blends, pixels]
+    source = PixelsAndReconstruction(PixelTarget(size.patch_size, normalize=True), model, normalization)
+    return [source.blend(1.0 if count == 1 else g / (count - 1)) for g in range(count)]
 
 
 def _blend(both: tuple[Tensor, Tensor], share: float) -> Tensor:

@@ -13,8 +13,8 @@ import pydantic
 from torch import nn
 
 from edgemim.errors import UserError
-from edgemim.methods.branches import Branch, LossName, MaskedImageModel, Score
-from edgemim.methods.decoders import DecoderConfig, Pick, TransformerDecoderConfig
+from edgemim.methods.branches import LossName, MaskedImageModel, Score, patch_branch
+from edgemim.methods.decoders import DecoderConfig, TransformerDecoderConfig
 from edgemim.methods.mae import pixel_branch
 from edgemim.methods.masking import RandomMasking
 from edgemim.methods.method import Method, TeacherKind
@@ -60,13 +60,18 @@ class FeatureDistillConfig(Method):
             raise UserError(
                 "'mask_ratio' 0 hides nothing to predict; set 'pixel_weight' to 0 and 'feature_score' to all"
             )
-        size = encoder.config
         channels = int(teacher.channels)  # pyright: ignore[reportArgumentType]
         target = FeatureTarget(teacher, channels, normalization, self.standardize)
-        decoder = self.feature_decoder.build(Pick(size.depth), size.width, channels, size.grid)
-        branches = [
-            Branch("feature", decoder, target, self.feature_loss, weight=self.feature_weight, score=self.feature_score)
-        ]
+        branch = patch_branch(
+            "feature",
+            encoder,
+            self.feature_decoder,
+            target,
+            loss=self.feature_loss,
+            weight=self.feature_weight,
+            score=self.feature_score,
+        )
+        branches = [branch]
         if self.pixel_weight > 0:
             branches.append(pixel_branch(encoder, self.pixel_decoder, self.norm_pix_loss, self.pixel_weight))
         return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), branches, normalization)

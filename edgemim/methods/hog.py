@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from edgemim.errors import UserError
 from edgemim.models.encoder import TokenMask, patchify
 
 _CELLS = 2
@@ -61,6 +62,13 @@ class HogTarget:
         row = row / row.sum()
         height, width = images.shape[-2:]
         return torch.outer(row.repeat(height // self.window), row.repeat(width // self.window))
+
+
+def hog_target(patch_size: int, bins: int = 9, window: int = 0) -> HogTarget:
+    """The target for an encoder's patches. Raises UserError on patches that have no 2 x 2 cells."""
+    if patch_size % _CELLS:
+        raise UserError(f"oriented gradients cut a patch into 2 x 2 cells; a patch_size of {patch_size} is odd")
+    return HogTarget(patch_size, bins, window)
 
 
 def _sobel(images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor]:

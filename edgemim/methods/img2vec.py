@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from edgemim.errors import UserError
-from edgemim.methods.branches import Branch, LossName, MaskedImageModel
-from edgemim.methods.decoders import DecoderConfig, Pick, TransformerDecoderConfig
+from edgemim.methods.branches import Branch, LossName, MaskedImageModel, patch_branch
+from edgemim.methods.decoders import DecoderConfig, TransformerDecoderConfig
 from edgemim.methods.deepmim import deep_taps
 from edgemim.methods.masking import RandomMasking
 from edgemim.methods.method import Method, TeacherKind
@@ -74,15 +74,16 @@ class Img2VecConfig(Method):
         size, channels = encoder.config, int(teacher.channels)  # pyright: ignore[reportArgumentType]
         raw = FeatureTarget(teacher, channels, normalization, standardize=False, layer_norm=False)
         tokens = Derived(raw, partial(normalize_features, standardize=self.standardize), channels)
-        branches = []
-        for tap in reversed(deep_taps(size.depth, self.taps)):
-            decoder = self.decoder.build(Pick(tap, normed=tap == size.depth), size.width, channels, size.grid)
-            branches.append(Branch(f"block_{tap}", decoder, tokens, self.feature_loss))
+        branches = [
+            patch_branch(f"block_{tap}", encoder, self.decoder, tokens, tap=tap, loss=self.feature_loss)
+            for tap in reversed(deep_taps(size.depth, self.taps))
+        ]
         if self.global_weight > 0:
-            head, pooled = ClassTokenHead(size.depth, size.width, channels), Derived(raw, _mean_token, channels)
+            head, pooled = ClassTokenHead(size.depth, size.width, channels), Derived(raw, mean_token, channels)
             branches.append(Branch("global", head, pooled, "cosine", weight=self.global_weight, score="all"))
         return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), branches, normalization)
 
 
-def _mean_token(features: Float[Tensor, "b n c"]) -> Float[Tensor, "b 1 c"]:
+def mean_token(features: Float[Tensor, "b n c"]) -> Float[Tensor, "b 1 c"]:
+    """An image's mean feature."""
     return features.mean(1, keepdim=True)

@@ -12,8 +12,8 @@ from typing import Literal
 import pydantic
 from torch import nn
 
-from edgemim.methods.branches import Branch, MaskedImageModel
-from edgemim.methods.decoders import DecoderConfig, Pick, TransformerDecoderConfig
+from edgemim.methods.branches import Branch, MaskedImageModel, patch_branch
+from edgemim.methods.decoders import DecoderConfig, TransformerDecoderConfig
 from edgemim.methods.masking import RandomMasking
 from edgemim.methods.method import Method
 from edgemim.methods.targets import PixelTarget, Target
@@ -47,10 +47,7 @@ def pixel_branch(
     *,
     neck: nn.Module | None = None,
     target: Target | None = None,
-    name: str = "pixel",
 ) -> Branch:
     """MAE's branch: the last block's tokens (or what another neck reads) to the masked patches' pixels."""
-    size = encoder.config
-    target = target or PixelTarget(size.patch_size, norm_pix_loss)
-    built = decoder.build(neck or Pick(size.depth), size.width, target.channels, size.grid)
-    return Branch(name, built, target, loss="mse", weight=weight, score="masked")
+    target = target or PixelTarget(encoder.config.patch_size, norm_pix_loss)
+    return patch_branch("pixel", encoder, decoder, target, neck=neck, weight=weight)

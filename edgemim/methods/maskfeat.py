@@ -13,10 +13,9 @@ from typing import Literal
 import pydantic
 from torch import nn
 
-from edgemim.errors import UserError
-from edgemim.methods.branches import Branch, MaskedImageModel
-from edgemim.methods.decoders import DecoderConfig, LinearDecoderConfig, Pick
-from edgemim.methods.hog import HogTarget
+from edgemim.methods.branches import MaskedImageModel, patch_branch
+from edgemim.methods.decoders import DecoderConfig, LinearDecoderConfig
+from edgemim.methods.hog import hog_target
 from edgemim.methods.masking import BlockMasking
 from edgemim.methods.method import Method
 from edgemim.models.encoder import Encoder
@@ -38,9 +37,6 @@ class MaskFeatConfig(Method):
     def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
         """Compose the model; a teacher plays no part. Raises UserError on patches that have no 2 x 2 cells."""
         size = encoder.config
-        if size.patch_size % 2:
-            raise UserError(f"method maskfeat cuts a patch into 2 x 2 cells; a patch_size of {size.patch_size} is odd")
-        target = HogTarget(size.patch_size)
-        decoder = self.decoder.build(Pick(size.depth), size.width, target.channels, size.grid)
+        branch = patch_branch("hog", encoder, self.decoder, hog_target(size.patch_size))
         masking = BlockMasking(ratio=self.mask_ratio, min_block=self.min_block, grid=size.grid)
-        return MaskedImageModel(encoder, masking, [Branch("hog", decoder, target, "mse")], normalization, drop=False)
+        return MaskedImageModel(encoder, masking, [branch], normalization, drop=False)

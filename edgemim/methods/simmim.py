@@ -12,8 +12,8 @@ from typing import Literal
 import pydantic
 from torch import nn
 
-from edgemim.methods.branches import Branch, MaskedImageModel
-from edgemim.methods.decoders import DecoderConfig, LinearDecoderConfig, Pick
+from edgemim.methods.branches import MaskedImageModel, patch_branch
+from edgemim.methods.decoders import DecoderConfig, LinearDecoderConfig
 from edgemim.methods.masking import UnitMasking
 from edgemim.methods.method import Method
 from edgemim.methods.targets import PixelTarget
@@ -37,6 +37,6 @@ class SimMimConfig(Method):
         """Compose the model; a teacher plays no part. Raises UserError if squares do not fill the grid."""
         size = encoder.config
         target = PixelTarget(size.patch_size, normalize=False)
-        decoder = self.decoder.build(Pick(size.depth), size.width, target.channels, size.grid)
+        branch = patch_branch("pixel", encoder, self.decoder, target, loss="l1")
         masking = UnitMasking(ratio=self.mask_ratio, unit=self.unit, grid=size.grid)
-        return MaskedImageModel(encoder, masking, [Branch("pixel", decoder, target, "l1")], normalization, drop=False)
+        return MaskedImageModel(encoder, masking, [branch], normalization, drop=False)
