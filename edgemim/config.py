@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -32,22 +33,47 @@ class Presets:
     """Annotates a config field so that a bare name stands for a whole value, in YAML and on the command line.
 
     `method: mae` in YAML and `--method mae` as a flag both pick `table["mae"]`; `--method.mask-ratio 0.6` then
-    changes one key of it.
+    changes one key of it, `--method.decoder linear` a value inside it that has presets of its own. The path of a
+    YAML file (from the current folder) stands for the value that the file describes; it begins with its `name`.
     """
 
     def __init__(self, table: Mapping[str, Config]) -> None:
         self.table = dict(table)
 
     def pick(self, value: object) -> object:
-        """Replace a name by its preset; anything else passes through. Raises ValueError on an unknown name."""
+        """Replace a name by its preset and a YAML file's path by what it describes; anything else passes through.
+
+        Raises ValueError on an unknown name, UserError on a file at fault.
+        """
         if not isinstance(value, str):
             return value
+        if value.endswith((".yaml", ".yml")):
+            return self._read(Path(value))
         if value not in self.table:
-            raise ValueError(f"unknown name {value!r}{suggest(value, self.table)}; known: {', '.join(self.table)}")
+            raise ValueError(_unknown(value, self.table))
         return self.table[value]
+
+    @property
+    def names(self) -> str:
+        """What NAME may be, for help and messages."""
+        return f"one of {', '.join(self.table)}"
+
+    def _read(self, path: Path) -> Config:
+        data = read_mapping(path)
+        kinds = {cls.model_fields["name"].default: cls for cls in map(type, self.table.values())}
+        if "name" not in data:
+            known = ", ".join(kinds)
+            raise UserError(f"{path} does not say its 'name', one of {known}; a whole recipe is given with --config")
+        if data["name"] not in kinds:
+            raise UserError(f"{path}: 'name': {_unknown(data['name'], kinds)}")
+        return from_mapping(data, kinds[data["name"]], where=str(path))
 
     def __get_pydantic_core_schema__(self, source: Any, handler: pydantic.GetCoreSchemaHandler) -> Any:
         return core_schema.no_info_before_validator_function(self.pick, handler(source))
+
+
+def _unknown(name: object, known: Iterable[str]) -> str:
+    return f"unknown name {name!r}{suggest(str(name), known)}; known: {', '.join(known)}"
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -97,9 +123,21 @@ def describe(error: pydantic.ValidationError, cls: type[pydantic.BaseModel]) -> 
         if fault["type"] == "extra_forbidden":
             faults.append(f"unknown key '{key}'{suggest(str(fault['loc'][-1]), names)}")
         else:
-            message = fault["msg"].removeprefix("Value error, ")
+            message = _message(fault)
             faults.append(f"'{key}': {message}" if key else message)
     return "; ".join(faults)
+
+
+def _message(fault: Mapping[str, Any]) -> str:
+    """pydantic's sentence for one fault, with the closest of the words that it would have taken."""
+    context = fault.get("ctx", {})
+    if fault["type"] == "union_tag_invalid":
+        return _unknown(context["tag"], re.findall(r"'([^']+)'", context["expected_tags"]))
+    if fault["type"] == "union_tag_not_found":
+        return "its 'name' is missing"
+    if fault["type"] == "literal_error":
+        return fault["msg"] + suggest(str(fault["input"]), re.findall(r"'([^']+)'", context["expected"]))
+    return fault["msg"].removeprefix("Value error, ")
 
 
 def field_names(cls: type[pydantic.BaseModel]) -> set[str]:
@@ -127,16 +165,16 @@ def to_yaml(config: Config) -> str:
 
 
 def parse(cls: type[ConfigT], argv: Sequence[str], *, prog: str) -> ConfigT:
-    """Build `cls` from `--config FILE`, then names of presets, then flags; later ones win.
+    """Build `cls` from `--config FILE`, then names of presets, outer ones first, then flags; later ones win.
 
     Raises UserError on a bad value; an unknown flag prints the closest known ones and exits 2.
     """
-    presets = _presets(cls)
-    chosen, rest = _take_flags(argv, {"config", *presets})
+    chosen, rest = _take_flags(argv, {"config", *_presets(cls)})
     file = chosen.pop("config", None)
     data = read_mapping(Path(file)) if file else {}
-    default = from_mapping({**data, **chosen}, cls, where=file or "flags")
-    description = (inspect.getdoc(cls) or "") + _selector_help(presets)
+    default, rest = _pick_inside(from_mapping({**data, **chosen}, cls, where=file or "flags"), rest)
+    _refuse_flags_of_nothing(default, rest)
+    description = (inspect.getdoc(cls) or "") + _selector_help(_choices(default))
     registry = tyro.constructors.ConstructorRegistry()
     registry.struct_rule(_unvalidated)
     with registry:
@@ -144,6 +182,49 @@ def parse(cls: type[ConfigT], argv: Sequence[str], *, prog: str) -> ConfigT:
             tyro.conf.AvoidSubcommands[cls], default=default, args=rest, prog=prog, description=description
         )
     return from_mapping(parsed.model_dump(warnings=False), cls, where="flags")
+
+
+def _choices(config: Config, prefix: str = "") -> dict[str, tuple[Presets, object]]:
+    """Flags of the fields that a name may stand for, in a configuration and in those that it holds, outer ones first:
+    each with its presets and its present value."""
+    presets = _presets(type(config))
+    found = {prefix + flag: (mark, getattr(config, flag.replace("-", "_"))) for flag, mark in presets.items()}
+    for name in type(config).model_fields:
+        value, flag = getattr(config, name), prefix + name.replace("_", "-")
+        parts = enumerate(value) if isinstance(value, tuple) else ()
+        for path, part in ((flag, value), *((f"{flag}.{i}", part) for i, part in parts)):
+            if isinstance(part, Config):
+                found |= _choices(part, path + ".")
+    return dict(sorted(found.items(), key=lambda item: item[0].count(".")))
+
+
+def _pick_inside(config: ConfigT, words: list[str]) -> tuple[ConfigT, list[str]]:
+    """Replace values inside the configuration by the presets that flags name; what was picked may hold further ones."""
+    for flag, (mark, _) in _choices(config).items():
+        taken, rest = _take_flags(words, {flag})
+        for path, name in taken.items():
+            try:
+                changed = _replaced(config, path.split("."), mark.pick(name))
+            except ValueError as error:
+                raise UserError(f"flags: '{path}': {error}") from error
+            return _pick_inside(changed, rest)
+    return config, words
+
+
+def _replaced(holder: Any, path: Sequence[str], value: object) -> Any:
+    head, *rest = path
+    if isinstance(holder, tuple):
+        place = int(head)
+        return (*holder[:place], _replaced(holder[place], rest, value) if rest else value, *holder[place + 1 :])
+    return holder.model_copy(update={head: _replaced(getattr(holder, head), rest, value) if rest else value})
+
+
+def _refuse_flags_of_nothing(config: Config, words: Sequence[str]) -> None:
+    """Raise UserError on a flag for a key of something that is not chosen, such as --teacher.stage without --teacher."""
+    for flag, (mark, value) in _choices(config).items():
+        stray = [word.partition("=")[0] for word in words if word.replace("_", "-").startswith(f"--{flag}.")]
+        if value is None and stray:
+            raise UserError(f"{stray[0]} changes nothing, for there is no {flag} yet; add --{flag} NAME ({mark.names})")
 
 
 def _unvalidated(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
@@ -195,7 +276,7 @@ def _take_flags(argv: Sequence[str], names: set[str]) -> tuple[dict[str, str], l
     words = iter(argv)
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or name not in names:
+        if not word.startswith("--") or name.replace("_", "-") not in names:
             rest.append(word)
             continue
         if not equals:
@@ -206,7 +287,8 @@ def _take_flags(argv: Sequence[str], names: set[str]) -> tuple[dict[str, str], l
     return taken, rest
 
 
-def _selector_help(presets: Mapping[str, Presets]) -> str:
+def _selector_help(choices: Mapping[str, tuple[Presets, object]]) -> str:
     lines = ["", "", "--config FILE: read a YAML file first; flags then change single keys."]
-    lines += [f"--{name} NAME: one of {', '.join(mark.table)}." for name, mark in presets.items()]
+    lines[-1] += " Where NAME stands, a YAML file of one such thing will do, too." if choices else ""
+    lines += [f"--{flag} NAME: {mark.names}." for flag, (mark, _) in choices.items() if not re.search(r"\.\d", flag)]
     return "\n".join(lines)

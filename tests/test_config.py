@@ -72,6 +72,30 @@ class Order(Config):
     """What is added."""
 
 
+class Shelf(Config):
+    """A shelf."""
+
+    name: Literal["shelf"] = "shelf"
+    """The kind."""
+    left: Shape = Round()
+    """What stands on the left."""
+    far_right: Shape | None = None
+    """What stands on the right."""
+    row: tuple[Box, ...] = ()
+    """What stands between."""
+
+
+class Room(Config):
+    """A room."""
+
+    shelf: Annotated[Shelf, Presets({"shelf": Shelf(), "full": Shelf(left=Box(), row=(Box(), Box(sides=(7, 8))))})] = (
+        Shelf()
+    )
+    """What it holds."""
+    spare: Shape | None = None
+    """What lies about."""
+
+
 def from_text(tmp_path: Path, text: str) -> Order:
     (tmp_path / "order.yaml").write_text(text)
     return load_yaml(tmp_path / "order.yaml", Order)
@@ -102,7 +126,10 @@ def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
         ("colour: green", ["'colour'", "red", "blue"]),
         ("shape: crat", ["'shape'", "unknown name 'crat'", "did you mean 'crate'?", "dot, round, crate"]),
         ("spare: crat", ["'spare'", "did you mean 'crate'?"]),
-        ("shape: {name: ball}", ["'shape'", "ball"]),
+        ("shape: {name: ball}", ["'shape'", "unknown name 'ball'; known: round, box"]),
+        ("shape: {name: bxo}", ["'shape'", "did you mean 'box'?"]),
+        ("shape: {radius: 1}", ["'shape'", "its 'name' is missing"]),
+        ("colour: bleu", ["'colour'", "did you mean 'blue'?"]),
         ("shape: {name: box, sides: [3, 1]}", ["'shape", "sides must grow"]),
         ("count: 0\ncolour: green", ["'count'", "'colour'"]),
         ("- a\n- b", ["order.yaml", "list"]),
@@ -143,6 +170,75 @@ def test_a_name_picks_a_whole_value_and_flags_change_keys_of_it() -> None:
     assert flags("--shape.sides", "1", "8", "--shape", "crate").shape == Box(sides=(1, 8))
     assert flags("--spare", "dot", "--spare.radius", "3").spare == Round(radius=3)
     assert flags("--spare", "dot").shape == Round()
+
+
+def room(*words: str) -> Room:
+    return parse(Room, words, prog="room")
+
+
+def test_a_name_picks_a_value_inside_a_value() -> None:
+    assert room("--shelf.left", "crate").shelf.left == Box(sides=(5, 6))
+    assert room("--shelf.left=crate", "--shelf.left.sides", "1", "2").shelf.left == Box(sides=(1, 2))
+    # Outer ones first, whatever the order; dashes and underscores alike.
+    order = room("--shelf.far_right.radius", "3", "--shelf.far-right", "dot", "--shelf.left", "dot", "--shelf", "full")
+    assert order.shelf == Shelf(left=Round(radius=0.1), far_right=Round(radius=3), row=(Box(), Box(sides=(7, 8))))
+    assert room("--shelf", "full", "--shelf.row.1.inner.radius", "9").shelf.row[1].inner == Round(radius=9)
+
+
+def test_a_file_stands_for_a_value_wherever_a_name_does(tmp_path: Path) -> None:
+    file = tmp_path / "box.yaml"
+    file.write_text("name: box\nsides: [2, 9]\n")
+    assert flags("--shape", str(file), "--shape.inner.radius", "4").shape == Box(sides=(2, 9), inner=Round(radius=4))
+    assert room("--shelf.far_right", str(file)).shelf.far_right == Box(sides=(2, 9))
+    assert from_text(tmp_path, f"spare: {file}").spare == Box(sides=(2, 9))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: bx\n", ["shape.yaml", "unknown name 'bx'", "did you mean 'box'?"]),
+        ("sides: [2, 9]\n", ["shape.yaml does not say its 'name'", "round, box"]),
+        ("name: box\nsidse: [2, 9]\n", ["shape.yaml", "unknown key 'sidse'", "did you mean 'sides'?"]),
+        ("name: box\nsides: [9, 2]\n", ["shape.yaml", "sides must grow"]),
+        ("- 1\n", ["shape.yaml", "list"]),
+        (None, ["shape.yaml", "No such file"]),
+    ],
+)
+def test_a_file_at_fault_is_named(tmp_path: Path, text: str | None, words: list[str]) -> None:
+    if text is not None:
+        (tmp_path / "shape.yaml").write_text(text)
+    for command in (("--shape", str(tmp_path / "shape.yaml")), ("--spare", str(tmp_path / "shape.yaml"))):
+        with pytest.raises(UserError) as error:
+            flags(*command)
+        assert [word for word in words if word not in str(error.value)] == []
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (
+            ("--spare.radius", "3"),
+            "--spare.radius changes nothing, for there is no spare yet; add --spare NAME (one of",
+        ),
+        (("--shelf.far_right.radius=3",), "add --shelf.far-right NAME (one of dot, round, crate)"),
+        (("--shelf.left", "crat"), "'shelf.left': unknown name 'crat' (did you mean 'crate'?)"),
+        (("--shelf.left", "--spare.radius", "3"), "--shelf.left needs a value"),
+    ],
+)
+def test_flags_inside_that_cannot_be_are_one_sentence(words: tuple[str, ...], part: str) -> None:
+    with pytest.raises(UserError) as error:
+        room(*words)
+    assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_help_names_the_presets_of_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        room("--shelf", "full", "--help")
+    text = capsys.readouterr().out
+    assert "--shelf.left NAME: one of dot, round, crate." in text
+    assert "--shelf.row.0.sides" in text
 
 
 def test_later_ones_win_file_then_names_then_flags(tmp_path: Path) -> None:
