@@ -5,7 +5,7 @@ timm's `VisionTransformer` holds the weights under timm's names; its blocks and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -106,13 +106,14 @@ class Encoder(nn.Module):
         self.vit.apply(initialise_linear)
         patch = self.vit.patch_embed.proj
         nn.init.xavier_uniform_(patch.weight.view(patch.weight.shape[0], -1))
-        assert patch.bias is not None and self.vit.cls_token is not None and self.vit.pos_embed is not None
+        assert patch.bias is not None and self.vit.cls_token is not None
         nn.init.zeros_(patch.bias)
         nn.init.normal_(self.vit.cls_token, std=0.02)
-        table = sincos_positions(self.config.width, self.config.grid, prefix=1)
-        with torch.no_grad():
-            self.vit.pos_embed.copy_(table)
-        self.vit.pos_embed.requires_grad_(False)
+        if self.vit.pos_embed is not None:
+            table = sincos_positions(self.config.width, self.config.grid, prefix=1)
+            with torch.no_grad():
+                self.vit.pos_embed.copy_(table)
+            self.vit.pos_embed.requires_grad_(False)
 
     def forward(
         self,
@@ -139,22 +140,28 @@ class Encoder(nn.Module):
         logits: dict[int, Tensor] = {}
         # Blocks behind the deepest that is wanted are not run; one of which only the logits are wanted stops at them.
         deepest = max({0, *wanted})
-        options = self._block_options(visible)
-        for number, block in enumerate(islice(self.vit.blocks, max({deepest, *attention})), start=1):
+        blocks = zip(self.vit.blocks, self._biases(visible), strict=True)
+        for number, (block, bias) in enumerate(islice(blocks, max({deepest, *attention})), start=1):
             if number in attention:
-                assert isinstance(block, Block)
-                logits[number] = attention_logits(block.attn, block.norm1(x))
+                logits[number] = self._logits(block, x, bias)
             if number > deepest and number == max(attention):
                 break
-            x = block(x, **options)
+            x = self._run(block, x, bias)
             if number in wanted:
                 tokens[number] = x
         norms = tuple(block.norm1 for block in self.vit.blocks)
         return Features(tokens, logits, self.config.grid, 1, visible, self.vit.norm, norms)  # pyright: ignore[reportArgumentType]
 
-    def _block_options(self, visible: Tensor | None) -> dict[str, Tensor]:
-        """What the blocks take beside their tokens."""
-        return {}
+    def _biases(self, visible: Int[Tensor, "b v"] | None) -> Sequence[Tensor | None]:
+        """What each block adds to its logits beside q k^T: nothing, in a plain ViT."""
+        return [None] * self.config.depth
+
+    def _logits(self, block: nn.Module, x: Tensor, bias: Tensor | None) -> Float[Tensor, "b heads t t"]:
+        assert isinstance(block, Block)
+        return attention_logits(block.attn, block.norm1(x))
+
+    def _run(self, block: nn.Module, x: Tensor, bias: Tensor | None) -> Float[Tensor, "b t width"]:
+        return block(x)
 
     def _embed(
         self, images: Tensor, visible: Tensor | None, mask: TokenMask | None, fill: Tensor | None

@@ -8,6 +8,8 @@ import pydantic
 
 from edgemim.config import Config, Presets
 
+Offsets = Literal["block", "shared", "both"]
+
 
 class VitConfig(Config):
     """A plain vision transformer: pre-norm blocks, class token, qkv bias, LayerNorm eps 1e-6."""
@@ -50,11 +52,22 @@ class VitConfig(Config):
 
 
 class RelativeVitConfig(VitConfig):
-    """A vision transformer without absolute positions: one relative position bias for all blocks, LayerScale, keys
-    without a bias (BEiT, arXiv 2106.08254; SimMIM's ViT, arXiv 2111.09886)."""
+    """A vision transformer whose attention has a learnt bias for each offset between two patches and each head.
 
-    layer_scale: float = pydantic.Field(default=0.1, gt=0)
-    """Initial scale of what a block adds."""
+    The defaults are the lightweight study's for fine-tuning (arXiv 2205.14443). BEiT (arXiv 2106.08254) and SimMIM
+    (arXiv 2111.09886) share one table, have no absolute positions, no key bias, and LayerScale 0.1.
+    """
+
+    name: Literal["relative_vit"] = "relative_vit"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The family."""
+    offsets: Offsets = "block"
+    """A table of offsets in each block, one shared by all, or both."""
+    absolute_positions: bool = True
+    """Keep the absolute positions of a plain vision transformer too."""
+    key_bias: bool = True
+    """Keys have a bias, as in a plain vision transformer; BEiT's have none."""
+    layer_scale: float | None = pydantic.Field(default=None, gt=0)
+    """Initial scale of what a block adds; none by default."""
 
 
 SIZES: dict[str, Config] = {
@@ -74,7 +87,25 @@ SIZES: dict[str, Config] = {
     # Minutes on a CPU: quick start and tests.
     "vit_micro": VitConfig(width=96, depth=4, heads=3, patch_size=8, image_size=64),
     "vit_micro_32": VitConfig(width=96, depth=4, heads=3, patch_size=4, image_size=32),
+    # With relative positions: the lightweight study's fine-tuned form, and SimMIM's ViT-B.
+    "vit_tiny_rel": RelativeVitConfig(),
+    "vit_small_rel": RelativeVitConfig(width=384),
+    "vit_base_rel_shared": RelativeVitConfig(
+        width=768, offsets="shared", absolute_positions=False, key_bias=False, layer_scale=0.1
+    ),
+    "vit_nano_rel": RelativeVitConfig(width=48, depth=2, heads=3, patch_size=8, image_size=32),
     "vit_nano": VitConfig(width=48, depth=2, heads=3, patch_size=8, image_size=32),
 }
 
-EncoderConfig = Annotated[VitConfig, Presets(SIZES)]
+
+def _named(value: object) -> object:
+    """A mapping that names no family describes a plain vision transformer."""
+    return {"name": "vit", **value} if isinstance(value, dict) else value
+
+
+EncoderConfig = Annotated[
+    VitConfig | RelativeVitConfig,
+    pydantic.Field(discriminator="name"),
+    pydantic.BeforeValidator(_named),
+    Presets(SIZES),
+]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from edgemim.config import Config
 from edgemim.data.transforms import seeded_globals
 from edgemim.edge.images import Preprocessing
-from edgemim.models.sizes import VitConfig
+from edgemim.models.build import parse_encoder
 from edgemim.models.weights import bare_vit
 from edgemim.tasks.task import LabelledData, Task
 from edgemim.training.objective import StepOutput
@@ -104,4 +104,4 @@ def build_model(architecture: dict[str, Any], num_classes: int, *, drop_path: fl
     """The network that an architecture record names: `{"timm": NAME}` or `{"vit": {...}}`."""
     if "timm" in architecture:
         return timm.create_model(architecture["timm"], num_classes=num_classes, drop_path_rate=drop_path or None)
-    return bare_vit(VitConfig.model_validate(architecture["vit"]), num_classes=num_classes, drop_path=drop_path)
+    return bare_vit(parse_encoder(architecture["vit"]), num_classes=num_classes, drop_path=drop_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgemim.models.sizes import VitConfig
+from edgemim.models.sizes import RelativeVitConfig, VitConfig
 from edgemim.models.weights import bare_vit
 from edgemim.training.optim import build_adamw
 from edgemim.training.schedule import warmup_cosine
@@ -16,7 +16,7 @@ def compare(case: Case) -> Comparison:
     result = Comparison(case)
     for group in [*case.facts["groups"], *case.facts["groups_facebook"]]:
         title = f"{group['kind']} depth {group['depth']} decay {group['layer_decay']}"
-        if group["kind"].split()[0] == "vit":
+        if group["kind"].split()[0] in ("vit", "rpe"):
             _groups(result, title, group)
         else:
             result.left_out.append(f"groups of {title}")
@@ -26,7 +26,10 @@ def compare(case: Case) -> Comparison:
 
 
 def _groups(result: Comparison, title: str, group: dict[str, Any]) -> None:
-    model = bare_vit(VitConfig(width=48, heads=3, depth=group["depth"]), num_classes=10)
+    # The study's variant with relative positions has queries and values with a bias, keys without.
+    sizes = {"width": 48, "heads": 3, "depth": group["depth"]}
+    config = RelativeVitConfig(**sizes, key_bias=False) if group["kind"] == "rpe" else VitConfig(**sizes)
+    model = bare_vit(config, num_classes=10)
     optimizer = build_adamw(
         model,
         weight_decay=group["weight_decay"],

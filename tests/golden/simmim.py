@@ -55,6 +55,9 @@ def _build(case: Case) -> MaskedImageModel:
         patch_size=sizes["patch_size"],
         image_size=sizes["img_size"],
         mlp_ratio=sizes["mlp_ratio"],
+        offsets="shared",
+        absolute_positions=False,
+        key_bias=False,
         layer_scale=sizes["init_values"],
     )
     method = SimMimConfig(mask_ratio=sizes["mask_ratio"], unit=sizes["mask_patch_size"] // sizes["patch_size"])
