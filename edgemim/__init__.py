@@ -17,6 +17,8 @@ _PUBLIC = {
     "EvaluateConfig": "edgemim.commands.evaluate",
     "probe": "edgemim.commands.probe",
     "ProbeConfig": "edgemim.commands.probe",
+    "token_diversity": "edgemim.commands.analyze",
+    "TokenDiversityConfig": "edgemim.commands.analyze",
     # Not "export": importing the sub-package edgemim.export would put the module in the function's place.
     "export_model": "edgemim.commands.export",
     "ExportConfig": "edgemim.commands.export",

@@ -27,6 +27,9 @@ VERBS = {
     "finetune": Verb("finetune", "FinetuneConfig", "finetune", "fine-tune a pre-trained encoder on labelled images"),
     "evaluate": Verb("evaluate", "EvaluateConfig", "evaluate", "accuracy and confusion matrix of a fine-tuned run"),
     "probe": Verb("probe", "ProbeConfig", "probe", "k-NN accuracy of frozen features"),
+    "analyze token-diversity": Verb(
+        "analyze", "TokenDiversityConfig", "token_diversity", "how diverse the tokens of teachers are (Img2Vec)"
+    ),
     "export": Verb("export", "ExportConfig", "export_model", "make a checked ONNX artifact of a run"),
     "quantize": Verb("quantize", "QuantizeConfig", "quantize", "add a checked INT8 model to an artifact"),
     "benchmark": Verb("benchmark", "BenchmarkConfig", "benchmark", "latency of artifacts on this machine's runtimes"),
