@@ -18,7 +18,7 @@ from edgemim.data.transforms import PretrainTransform
 from edgemim.edge.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from edgemim.errors import UserError
 from edgemim.methods import MaeConfig, MethodConfig
-from edgemim.methods.branches import MaskedImageModel
+from edgemim.methods.pretraining import PretrainObjective
 from edgemim.models.build import build_encoder
 from edgemim.models.normalization import Normalization
 from edgemim.models.sizes import EncoderConfig, VitConfig
@@ -99,8 +99,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     return record.results
 
 
-def build(config: PretrainConfig, device: torch.device, teacher: nn.Module | None = None) -> MaskedImageModel:
-    """The masked image model that a configuration describes, freshly initialised from torch's generator."""
+def build(config: PretrainConfig, device: torch.device, teacher: nn.Module | None = None) -> PretrainObjective:
+    """The model that a configuration describes, freshly initialised from torch's generator."""
     encoder = build_encoder(config.encoder)
     return config.method.build(encoder, Normalization(config.mean, config.std), teacher).to(device)
 
@@ -118,14 +118,14 @@ def build_teacher(config: PretrainConfig, device: torch.device) -> nn.Module | N
 
 def _train(
     config: PretrainConfig,
-    model: MaskedImageModel,
+    model: PretrainObjective,
     folder: ImageFolder,
     val: Path | None,
     plan: Plan,
     world: World,
     record: RunRecord,
 ) -> None:
-    transform = config.transform.build(config.encoder.image_size)
+    transform = config.method.build_transform(config.transform, config.encoder.image_size)
     optimizer = build_adamw(model, weight_decay=config.weight_decay, betas=config.betas)
     workers = config.reader_processes(world.size)
 
@@ -172,7 +172,7 @@ class _Watch:
     def __init__(
         self,
         config: PretrainConfig,
-        model: MaskedImageModel,
+        model: PretrainObjective,
         folder: ImageFolder,
         val: Path | None,
         plan: Plan,

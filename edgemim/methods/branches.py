@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from edgemim.errors import UserError
 from edgemim.methods.decoders import DecoderConfig, LinearDecoder, Pick
 from edgemim.methods.masking import Masking
+from edgemim.methods.pretraining import PretrainObjective
 from edgemim.methods.targets import Derived, PixelTarget, Target
 from edgemim.models.encoder import Encoder, Features, TokenMask
 from edgemim.models.normalization import Normalization
-from edgemim.training.objective import Objective, StepOutput
+from edgemim.training.objective import StepOutput
 
 Score = Literal["masked", "visible", "all"]
 LossName = Literal["mse", "l1", "smooth_l1", "cosine"]
@@ -30,7 +31,7 @@ class Branch:
     name: str
     decoder: nn.Module
     target: Target
-    loss: LossName
+    loss: LossName | Literal["cross_entropy"]
     weight: float = 1.0
     score: Score = "masked"
 
@@ -43,7 +44,7 @@ def patch_branch(
     *,
     tap: int | None = None,
     neck: nn.Module | None = None,
-    loss: LossName = "mse",
+    loss: LossName | Literal["cross_entropy"] = "mse",
     weight: float = 1.0,
     score: Score = "masked",
 ) -> Branch:
@@ -58,7 +59,7 @@ def patch_branch(
     return Branch(name, decoder.build(neck, size.width, target.channels, size.grid), target, loss, weight, score)
 
 
-class MaskedImageModel(Objective):
+class MaskedImageModel(PretrainObjective):
     """Sum over branches of weight * mean over the scored tokens of loss(decoder(features), target(images)).
 
     Raises UserError, when it is composed, if no patch would stay visible or a decoder cannot do without the others.
@@ -91,11 +92,6 @@ class MaskedImageModel(Objective):
         self.taps = _union(parts, "taps")
         self.attention = _union(parts, "attention")
         self.mask_token = None if drop else nn.Parameter(0.02 * torch.randn(1, 1, encoder.config.width))
-
-    @property
-    def exported(self) -> nn.Module:
-        """What leaves pre-training: the encoder in timm's names."""
-        return self.encoder.vit
 
     def forward(self, images: Tensor, keys: Int[Tensor, " b"], labels: Tensor | None = None) -> StepOutput:
         """The loss of a batch.
@@ -187,9 +183,14 @@ def _mean_over_channels(function: Callable[..., Tensor]) -> Callable[[Tensor, Te
     return lambda prediction, target: function(prediction, target, reduction="none").mean(-1)
 
 
+def _cross_entropy(logits: Float[Tensor, "b n classes"], target: Int[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": _mean_over_channels(F.mse_loss),
     "l1": _mean_over_channels(F.l1_loss),
     "smooth_l1": _mean_over_channels(F.smooth_l1_loss),
     "cosine": lambda prediction, target: 2 - 2 * F.cosine_similarity(prediction, target, dim=-1),
+    "cross_entropy": _cross_entropy,
 }

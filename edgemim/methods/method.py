@@ -7,8 +7,9 @@ from typing import Literal
 from torch import nn
 
 from edgemim.config import Config
+from edgemim.data.transforms import KeyedTransform, PretrainTransform
 from edgemim.errors import UserError
-from edgemim.methods.branches import MaskedImageModel
+from edgemim.methods.pretraining import PretrainObjective
 from edgemim.models.encoder import Encoder
 from edgemim.models.normalization import Normalization
 from edgemim.models.sizes import VitConfig
@@ -37,6 +38,10 @@ class Method(Config):
         name = getattr(self, "name", "")
         raise UserError(f"method {name} has no teacher; leave --teacher out, or give --method feature_distill")
 
-    def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
+    def build_transform(self, transform: PretrainTransform, image_size: int) -> KeyedTransform:
+        """What makes the method's input of an image and its key: the given augmentation."""
+        return transform.build(image_size)
+
+    def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> PretrainObjective:
         """Compose the model around an encoder. Raises UserError on what cannot be composed."""
         raise NotImplementedError

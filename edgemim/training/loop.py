@@ -186,6 +186,7 @@ class Trainer:
         dtype = self.config.autocast_dtype(self.world.device)
         parts = self.config.accumulate
         losses: dict[str, Tensor] = {}
+        self.objective.begin_step(step / self.plan.total_steps)
         before = [(buffer, buffer.clone()) for buffer in self._statistics]
         for part in range(parts):
             # What draws inside the model (drop-path, mixup) depends on these numbers alone: no generator to save.

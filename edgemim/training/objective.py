@@ -22,3 +22,10 @@ class Objective(nn.Module):
     def exported(self) -> nn.Module:
         """The part whose weights leave training."""
         raise NotImplementedError
+
+    def begin_step(self, progress: float) -> None:
+        """Called before each optimizer step, once however many parts it is computed in; here it does nothing.
+
+        Args:
+            progress: share of the run's steps that are done, 0 at the first.
+        """
