@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from timm.models.vision_transformer import Attention, Block, Mlp, VisionTransfor
 from torch import Tensor, nn
 
 from edgemim.errors import UserError
+from edgemim.models.arrays import read_arrays
 from edgemim.models.build import build_encoder, parse_encoder
 from edgemim.models.encoder import Encoder
 from edgemim.models.relative import RelativeVit
@@ -77,13 +79,23 @@ def load_weights(
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a weights file: safetensors, or a pickle of tensors only (never executed). Raises UserError."""
+    """Read a weights file: safetensors, a pickle of tensors only (never executed), or PaddlePaddle's of arrays.
+
+    Raises:
+        UserError: if it is missing, damaged, or holds anything but data.
+    """
     if not path.is_file():
         raise UserError(f"no weights file at {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix in (".pdparams", ".pkl"):
+            return find_tensors(read_arrays(path), path)
+        # Training scripts store their arguments beside the weights: a bag of values that calls nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except SafetensorError as error:
         raise UserError(f"{path} is not a readable safetensors file: {error}") from error
     except Exception as error:  # the unpickler raises many kinds; each means: not a plain file of tensors
@@ -95,8 +107,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict inside a loaded checkpoint, also under 'model' or 'state_dict'. Raises UserError."""
-    for key in ("model", "state_dict", "model_state_dict"):
+    """The state dict inside a loaded checkpoint, also under 'model' or 'state_dict'; of DINO's two, the teacher's.
+
+    Raises:
+        UserError: if there is none.
+    """
+    for key in ("model", "state_dict", "model_state_dict", "teacher"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
