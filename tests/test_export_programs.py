@@ -79,7 +79,9 @@ def test_openvino_program_reads_both_formats(artifact: Artifact, pictures: list[
     openvino = pytest.importorskip("openvino")
     output = run("classify_openvino.py", str(artifact.folder), *pictures, "--json")
     compare(output, answers(artifact, "onnx-fp32", "openvino", pictures), pictures)
-    openvino.save_model(openvino.Core().read_model(artifact.file()), artifact.folder / "m.xml", compress_to_fp16=False)
+    from edgemim.edge.runtime.openvino import core
+
+    openvino.save_model(core().read_model(artifact.file()), artifact.folder / "m.xml", compress_to_fp16=False)
     entry = describe_file(artifact.folder, "m.xml", format="openvino", precision="fp32", companions=["m.bin"])
     files = {**artifact.manifest.files, "openvino-fp32": entry}
     artifact.manifest = artifact.manifest.model_copy(update={"files": files})

@@ -33,9 +33,11 @@ def convert(onnx_path: Path, xml_path: Path) -> None:
     """Write an ONNX model as OpenVINO IR (.xml, weights in the .bin beside it), weights in float32. Raises ModelRefused."""
     import openvino
 
+    from edgemim.edge.runtime.openvino import core
+
     try:
         with quietly():
-            openvino.save_model(openvino.Core().read_model(onnx_path), xml_path, compress_to_fp16=False)
+            openvino.save_model(core().read_model(onnx_path), xml_path, compress_to_fp16=False)
     except RuntimeError as error:
         raise ModelRefused(f"OpenVINO {openvino.__version__} refuses {onnx_path}: {first_line(error)}") from error
 
@@ -66,12 +68,15 @@ def quantize_transformer(
     with quietly():
         import nncf
         import openvino
+
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+
+    from edgemim.edge.runtime.openvino import core
 
     overflow_fix = OverflowFix.DISABLE if full_range else OverflowFix.ENABLE
     try:
         with quietly():
-            model = openvino.Core().read_model(onnx_path)
+            model = core().read_model(onnx_path)
             quantized = nncf.quantize(
                 model,
                 nncf.Dataset([{input_name: array} for array in calibration]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,17 @@ from edgemim.edge.artifact import Artifact
 from edgemim.edge.runtime.external_data import check_external_data
 from edgemim.edge.runtime.session import check_inputs
 from edgemim.errors import ModelRefused, UserError
+
+
+@cache
+def core() -> openvino.Core:
+    """The one OpenVINO core of this process, never destroyed.
+
+    A core's CPU plugin puts its own signal stack in place of the thread's and, destroyed, puts the former one back: of
+    two cores not destroyed in reverse order the later one leaves a freed stack, and the next signal (a Ctrl-C) ends
+    the process with a segmentation fault.
+    """
+    return openvino.Core()
 
 
 class OpenVinoSession:
@@ -29,8 +41,7 @@ class OpenVinoSession:
             "INFERENCE_PRECISION_HINT": "f32",
         }
         try:
-            core = openvino.Core()
-            self._compiled = core.compile_model(core.read_model(path), "CPU", settings)
+            self._compiled = core().compile_model(core().read_model(path), "CPU", settings)
             self._request = self._compiled.create_infer_request()
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:400]

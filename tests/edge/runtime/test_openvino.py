@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ openvino = pytest.importorskip("openvino", reason="OpenVINO: pip install 'edgemi
 
 def with_own_format(folder: Path, companions: list[str]) -> Artifact:
     """The tiny artifact with its model in OpenVINO's format beside the ONNX one."""
+    from edgemim.edge.runtime.openvino import core
+
     artifact = tiny_artifact(folder)
-    openvino.save_model(openvino.Core().read_model(artifact.file()), folder / "m.xml", compress_to_fp16=False)
+    openvino.save_model(core().read_model(artifact.file()), folder / "m.xml", compress_to_fp16=False)
     entry = describe_file(folder, "m.xml", format="openvino", precision="fp32", companions=companions)
     files = {**artifact.manifest.files, "openvino-fp32": entry}
     return create(folder, artifact.manifest.model_copy(update={"files": files}))
@@ -49,3 +53,22 @@ def test_a_damaged_model_is_refused_with_its_reason(tmp_path: Path) -> None:
     artifact = create(tmp_path, artifact.manifest.model_copy(update={"files": {"openvino-fp32": entry}}))
     with pytest.raises(ModelRefused, match=r"OpenVINO .* refuses .*m\.xml"):
         open_session(artifact, "openvino-fp32")
+
+
+def test_a_signal_after_sessions_were_closed_does_not_crash(tmp_path: Path) -> None:
+    tiny_artifact(tmp_path)
+    code = (
+        "import os, signal, sys\n"
+        "from edgemim.edge.artifact import Artifact\n"
+        "from edgemim.edge.runtime import open_session\n"
+        "artifact = Artifact.open(sys.argv[1])\n"
+        "first, second = (open_session(artifact, runtime='openvino') for _ in range(2))\n"
+        "del first\n"
+        "del second\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "interrupted\n"), ended.stderr

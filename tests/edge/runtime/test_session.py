@@ -127,7 +127,8 @@ def test_thread_counts_take_effect_per_session(tmp_path: Path, runtime: str) -> 
         return sum(gain > 0.2 * sum(gains) / threads for gain in gains)
 
     assert working_threads(1) == 1
-    assert working_threads(2) == 2
+    # A second thread that the machine gives no time, because other processes have it, leaves the work to the first.
+    assert any(working_threads(2) == 2 for _ in range(10))
     assert working_threads(1) == 1
 
 
