@@ -19,6 +19,8 @@ _PUBLIC = {
     "ProbeConfig": "edgemim.commands.probe",
     "token_diversity": "edgemim.commands.analyze",
     "TokenDiversityConfig": "edgemim.commands.analyze",
+    "convert": "edgemim.commands.convert",
+    "ConvertConfig": "edgemim.commands.convert",
     # Not "export": importing the sub-package edgemim.export would put the module in the function's place.
     "export_model": "edgemim.commands.export",
     "ExportConfig": "edgemim.commands.export",

@@ -32,6 +32,7 @@ VERBS = {
     ),
     "export": Verb("export", "ExportConfig", "export_model", "make a checked ONNX artifact of a run"),
     "quantize": Verb("quantize", "QuantizeConfig", "quantize", "add a checked INT8 model to an artifact"),
+    "convert": Verb("convert", "ConvertConfig", "convert", "make a run of a published checkpoint"),
     "benchmark": Verb("benchmark", "BenchmarkConfig", "benchmark", "latency of artifacts on this machine's runtimes"),
     "predict": Verb("predict", "PredictConfig", "predict", "classify images with an artifact"),
     "data check": Verb("data", "DataCheckConfig", "data_check", "count and check a folder of images; changes nothing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,11 +100,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise UserError(f"{path} is not a readable safetensors file: {error}") from error
     except Exception as error:  # the unpickler raises many kinds; each means: not a plain file of tensors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{path} is refused: not a file of plain tensors ({reason}); convert it to safetensors"
+            f"{path} is refused: not a file of plain tensors ({_reason(error)}); convert it to safetensors"
         ) from error
     return find_tensors(content, path)
+
+
+def _reason(error: Exception) -> str:
+    """Why torch did not read a file: what a pickle names that is no tensor, else the message's first line."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error))
+    named = re.search(r"Unsupported (?:global|class|operand)[^:]*: (?:GLOBAL )?([\w.]+)", text)
+    if named:
+        return f"it names {named[1]}"
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def find_tensors(content: Any, path: Path) -> dict[str, Tensor]:

@@ -101,7 +101,9 @@ class ClassificationTask(Task):
 
 
 def build_model(architecture: dict[str, Any], num_classes: int, *, drop_path: float = 0.0) -> nn.Module:
-    """The network that an architecture record names: `{"timm": NAME}` or `{"vit": {...}}`."""
+    """The network that an architecture record names: `{"timm": NAME}` or `{"vit": {...}}`, the latter with "pool":
+    "token" where the class token is classified (published checkpoints), else the mean of the patch tokens is."""
     if "timm" in architecture:
         return timm.create_model(architecture["timm"], num_classes=num_classes, drop_path_rate=drop_path or None)
-    return bare_vit(parse_encoder(architecture["vit"]), num_classes=num_classes, drop_path=drop_path)
+    config, pool = parse_encoder(architecture["vit"]), architecture.get("pool", "avg")
+    return bare_vit(config, num_classes=num_classes, global_pool=pool, drop_path=drop_path)

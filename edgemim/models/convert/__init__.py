@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
-from edgemim.models.convert.encoder import Converted, Family, convert_weights
+from pathlib import Path
+from typing import Literal
+
+from edgemim.errors import UserError
 from edgemim.models.convert.deepmim import plan_deepmim
+from edgemim.models.convert.encoder import Converted, Family, convert_weights
 from edgemim.models.convert.mae import plan_mae
 from edgemim.models.convert.mae_lite import plan_mae_lite
 from edgemim.models.convert.mff import plan_mff
@@ -14,6 +18,7 @@ from edgemim.models.convert.mirl import plan_mirl
 from edgemim.models.convert.mocov3 import plan_mocov3
 from edgemim.models.convert.plain import plan_deit, plan_dino, plan_timm
 from edgemim.models.convert.simmim import plan_simmim
+from edgemim.models.weights import read_tensors
 
 # Heads of the published sizes by width; sizes of 64 channels a head but for ViT-H.
 _PAPER = {768: 12, 1024: 16, 1280: 16}.get
@@ -27,7 +32,10 @@ def _of_64_channels(width: int) -> int | None:
     return _PAPER(width) or (width // 64 if width % 64 == 0 else None)
 
 
-FAMILIES = {
+FamilyName = Literal["mae", "mae-lite", "deepmim", "mirl", "mff", "simmim", "mocov3", "timm", "deit", "dino"]
+"""Names of the families; the keys of `FAMILIES`."""
+
+FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("mae", plan_mae, _PAPER),
@@ -44,4 +52,13 @@ FAMILIES = {
     )
 }
 
-__all__ = ["FAMILIES", "Converted", "Family", "convert_weights"]
+__all__ = ["FAMILIES", "Converted", "Family", "FamilyName", "convert_weights", "read_published"]
+
+
+def read_published(path: Path, family: str, heads: int | None = None) -> Converted:
+    """Read and convert a published file. Raises UserError, one sentence that names the file."""
+    weights = read_tensors(path)
+    try:
+        return convert_weights(FAMILIES[family], weights, heads)
+    except UserError as error:
+        raise UserError(f"{path} {error}") from error

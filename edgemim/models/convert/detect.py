@@ -10,7 +10,7 @@ from edgemim.errors import UserError
 
 
 class Look(NamedTuple):
-    """What a kind of checkpoint is called, which families read it, and a name that gives it away."""
+    """What a kind of checkpoint is called, with its article, which families read it, and a name that gives it away."""
 
     title: str
     families: tuple[str, ...]
@@ -20,18 +20,20 @@ class Look(NamedTuple):
 _PLAIN = ("mae", "mae-lite", "timm", "deit", "dino", "deepmim", "mirl", "mocov3")
 # In this order: the first whose evidence is found.
 LOOKS = (
-    Look("MoCo-v3", ("mocov3",), r"(base|momentum)_encoder\."),
-    Look("Hiera", ("hiera",), r"(.*\.)?(multi_scale_fusion_heads\.|encoder_norm\.|blocks\.\d+\.proj\.)"),
-    Look("MIRL", ("mirl",), r"norm_low\.|decoder_embed0_1\.|decoder_blocks0\.\d+\.cross_attn\."),
-    Look("DeepMIM", ("deepmim",), r"decoder_blocks\d\.\d+\.|decoder_embed\d\.|mask_token\d$"),
-    Look("mmpretrain", ("mff",), r"backbone\.(layers\.|proj_layers\.|ln1\.)"),
-    Look("SimMIM", ("simmim",), r"encoder\.|rel_pos_bias\.|lm_head\."),
-    Look("MAE-Lite's relative-position", ("mae-lite", "simmim"), r"blocks\.\d+\.attn\.relative_position_bias_table$"),
-    Look("D-MAE", ("mae-lite",), r"tch_model\.|(attn|hidden)_adapter\."),
-    Look("distilled DeiT", ("deit",), r"dist_token$|head_dist\."),
-    Look("DINO", ("dino",), r"backbone\.blocks\.|head\.(mlp|last_layer)\."),
-    Look("MAE", ("mae", "mae-lite"), r"decoder_(blocks\.\d+|embed|pred)\."),
-    Look("plain vision transformer", _PLAIN, r"blocks\.\d+\.attn\.qkv\.weight$"),
+    Look("a MoCo-v3", ("mocov3",), r"(base|momentum)_encoder\."),
+    Look("a Hiera", ("hiera",), r"(.*\.)?(multi_scale_fusion_heads\.|encoder_norm\.|blocks\.\d+\.proj\.)"),
+    Look("a MIRL", ("mirl",), r"norm_low\.|decoder_embed0_1\.|decoder_blocks0\.\d+\.cross_attn\."),
+    Look("a DeepMIM", ("deepmim",), r"decoder_blocks\d\.\d+\.|decoder_embed\d\.|mask_token\d$"),
+    Look("an mmpretrain", ("mff",), r"backbone\.(layers\.|proj_layers\.|ln1\.)"),
+    Look("a SimMIM", ("simmim",), r"encoder\.|rel_pos_bias\.|lm_head\."),
+    Look(
+        "an MAE-Lite's relative-position", ("mae-lite", "simmim"), r"blocks\.\d+\.attn\.relative_position_bias_table$"
+    ),
+    Look("a D-MAE", ("mae-lite",), r"tch_model\.|(attn|hidden)_adapter\."),
+    Look("a distilled DeiT", ("deit",), r"dist_token$|head_dist\."),
+    Look("a DINO", ("dino",), r"backbone\.blocks\.|head\.(mlp|last_layer)\."),
+    Look("an MAE", ("mae", "mae-lite"), r"decoder_(blocks\.\d+|embed|pred)\."),
+    Look("a plain vision transformer", _PLAIN, r"blocks\.\d+\.attn\.qkv\.weight$"),
 )
 
 
@@ -55,5 +57,5 @@ def check_family(keys: Iterable[str], family: str) -> None:
     candidate, key = found
     if family not in candidate.families:
         raise UserError(
-            f"looks like a {candidate.title} checkpoint (has {key}), not {family}; give --from {candidate.families[0]}"
+            f"looks like {candidate.title} checkpoint (has {key}), not {family}; give --from {candidate.families[0]}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pydantic
@@ -44,12 +44,17 @@ class Family:
 
 @dataclass(frozen=True)
 class KeyFate:
-    """What became of one tensor of the file: its name here, or None, and the reason or the layout."""
+    """What became of one tensor of the file: its name here, or None, and the reason or the layout.
+
+    Attributes:
+        head: its name in the classifier, if it is part of one.
+    """
 
     key: str
     shape: tuple[int, ...]
     becomes: str | None
     note: str
+    head: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,10 @@ class Converted:
     fates: tuple[KeyFate, ...]
     new: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def fates_with_head(self) -> tuple[KeyFate, ...]:
+        """What became of each tensor where the classifier is kept."""
+        return tuple(replace(fate, becomes=fate.head, note="") if fate.head else fate for fate in self.fates)
 
 
 def convert_weights(family: Family, weights: Mapping[str, Tensor], heads: int | None = None) -> Converted:
@@ -187,7 +196,8 @@ def _fate(plan: Plan, key: str, value: Tensor) -> KeyFate:
     if step.name.startswith(ENCODER):
         return KeyFate(key, shape, step.name.removeprefix(ENCODER), step.layout.name)
     if step.name.startswith(CLASSIFIER):
-        return KeyFate(key, shape, None, "classifier of the published fine-tuning (--keep-head keeps it)")
+        name = step.name.removeprefix(CLASSIFIER)
+        return KeyFate(key, shape, None, "classifier of the published fine-tuning (--keep-head keeps it)", name)
     return KeyFate(key, shape, None, _pretraining_part(step.name))
 
 
