@@ -14,6 +14,7 @@ import pydantic
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from timm.models.hiera import Hiera, HieraBlock
 from timm.models.vision_transformer import Attention, Block, Mlp, VisionTransformer
 from torch import Tensor, nn
 
@@ -21,8 +22,9 @@ from edgemim.errors import UserError
 from edgemim.models.arrays import read_arrays
 from edgemim.models.build import build_encoder, parse_encoder
 from edgemim.models.encoder import Encoder
+from edgemim.models.hiera import bare_hiera
 from edgemim.models.relative import RelativeVit
-from edgemim.models.sizes import RelativeVitConfig, VitConfig
+from edgemim.models.sizes import EncoderSize, HieraConfig, RelativeVitConfig, VitConfig
 
 MODEL_FILE = "model.safetensors"
 FACTS_FILE = "model.json"
@@ -166,35 +168,51 @@ def read_facts(run: Path) -> dict[str, Any]:
     return facts
 
 
+def encoder_of(run: Path) -> EncoderSize:
+    """The configuration of a pre-training run's encoder. Raises UserError if the folder holds none."""
+    facts = read_facts(run)
+    if facts["kind"] != "encoder":
+        raise UserError(f"{run} holds a {facts['kind']} model, not a pre-trained encoder; give a pre-training run")
+    try:
+        return parse_encoder(facts["encoder"])
+    except (KeyError, pydantic.ValidationError) as error:
+        raise UserError(f"{run / 'model' / FACTS_FILE} does not describe an encoder: {error}") from error
+
+
 def load_encoder(run: Path | str) -> Encoder:
     """The trained encoder of a pre-training run. Raises UserError if the folder holds none."""
     run = Path(run)
-    facts = read_facts(run)
-    if facts["kind"] != "encoder":
-        raise UserError(f"{run} holds a {facts['kind']} model, not a pre-trained encoder")
-    try:
-        config = parse_encoder(facts["encoder"])
-    except (KeyError, pydantic.ValidationError) as error:
-        raise UserError(f"{run / 'model' / FACTS_FILE} does not describe an encoder: {error}") from error
-    encoder = build_encoder(config)
+    encoder = build_encoder(encoder_of(run))
     load_weights(encoder.vit, read_tensors(run / "model" / MODEL_FILE))
     return encoder.eval()
 
 
-def to_timm(encoder: Encoder, num_classes: int = 0) -> VisionTransformer | RelativeVit:
-    """The encoder as a timm `VisionTransformer` (`Beit` with relative positions) that any timm code can use.
+def to_timm(encoder: Encoder, num_classes: int = 0) -> VisionTransformer | RelativeVit | Hiera:
+    """The encoder as a timm `VisionTransformer` (`Beit` with relative positions, `Hiera`) that any timm code can use.
 
     The names are timm's own, so the file loads without this call too:
-    `timm.create_model("vit_tiny_patch16_224", num_heads=12, num_classes=0, checkpoint_path="model.safetensors")`.
+    `timm.create_model("vit_tiny_patch16_224", num_heads=12, num_classes=0, checkpoint_path="model.safetensors")`,
+    `timm.create_model("hiera_tiny_224", embed_dim=46, num_classes=0, checkpoint_path="model.safetensors")`; the latter
+    pools once more at the end than in pre-training, as its classifiers do (with `q_pool=2` it does not).
     """
     model = bare_vit(encoder.config, num_classes=num_classes, global_pool="token")
     load_weights(model, encoder.vit.state_dict(), may_miss=("head.",))
     return model
 
 
-def from_timm(model: VisionTransformer) -> Encoder:
-    """An encoder with a timm `VisionTransformer`'s weights; its head is left behind. Raises UserError on a variant
-    that the plain encoder does not cover (no class token, register tokens, other blocks, norms or activations)."""
+def from_timm(model: VisionTransformer | Hiera, *, q_pool: int | None = None) -> Encoder:
+    """An encoder with a timm `VisionTransformer`'s or `Hiera`'s weights; its head is left behind.
+
+    Args:
+        model: the timm model.
+        q_pool: stages of a `Hiera` that halve the grid; default the model's own (timm's is 3, pre-training has 2).
+
+    Raises:
+        UserError: on a variant that no encoder covers (no class token, register tokens, other blocks, norms,
+            activations or positions).
+    """
+    if isinstance(model, Hiera):
+        return _from_hiera(model, q_pool)
     patch = model.patch_embed.patch_size[0]
     block = model.blocks[0]
     if not (isinstance(block, Block) and isinstance(block.attn, Attention) and isinstance(block.mlp, Mlp)):
@@ -215,10 +233,35 @@ def from_timm(model: VisionTransformer) -> Encoder:
     return encoder
 
 
+def _from_hiera(model: Hiera, q_pool: int | None) -> Encoder:
+    block, proj = model.blocks[0], model.patch_embed.proj
+    assert isinstance(block, HieraBlock) and isinstance(proj, nn.Conv2d)
+    ends = [-1, *model.stage_ends]
+    config = HieraConfig(
+        embed_dim=block.dim,
+        first_heads=block.attn.heads,
+        stages=tuple(last - before for before, last in zip(ends, ends[1:], strict=False)),  # pyright: ignore[reportArgumentType]
+        q_pool=q_pool or model.q_pool,
+        patch_stride=proj.stride[0],
+        patch_kernel=proj.kernel_size[0],
+        image_size=model.tokens_spatial_shape[0] * proj.stride[0],
+        mlp_ratio=float(block.mlp.fc1.weight.shape[0]) / block.dim,
+    )
+    encoder = build_encoder(config)
+    # Window positions, LayerScale and the expansion without a projection show in the names of the weights.
+    load_weights(encoder.vit, model.state_dict(), may_drop=("head.fc.",), may_miss=("head.norm.",))
+    return encoder
+
+
 def bare_vit(
-    config: VitConfig, *, num_classes: int, global_pool: str = "avg", drop_path: float = 0.0
-) -> VisionTransformer | RelativeVit:
-    """timm's network of a configuration; with 'avg' pooling it norms after pooling (`fc_norm`), as MAE does."""
+    config: EncoderSize, *, num_classes: int, global_pool: str = "avg", drop_path: float = 0.0
+) -> VisionTransformer | RelativeVit | Hiera:
+    """timm's network of a configuration; with 'avg' pooling it norms after pooling (`fc_norm`), as MAE does.
+
+    A `Hiera` always pools, then norms.
+    """
+    if isinstance(config, HieraConfig):
+        return bare_hiera(config, num_classes=num_classes, drop_path=drop_path)
     if isinstance(config, RelativeVitConfig):
         return RelativeVit(config, num_classes=num_classes, global_pool=global_pool, drop_path=drop_path)
     return VisionTransformer(
