@@ -23,7 +23,6 @@ MAX_LINES = 350
 TESTED_ELSEWHERE = {
     "errors.py": "exit codes, in tests/test_cli.py",
     "commands/pretrain.py": "whole runs, in tests/test_journey.py and tests/faults",
-    "commands/finetune.py": "whole runs, in tests/test_journey.py and tests/faults",
     "commands/evaluate.py": "whole runs, in tests/test_journey.py",
     "commands/probe.py": "whole runs, in tests/test_journey.py",
     "data/workers.py": "deaths, hangs and signals of workers, in tests/data/test_loader.py with the loader they serve",

@@ -16,8 +16,10 @@ from edgemim.data.transforms import FinetuneTransform
 from edgemim.edge.images import Preprocessing
 from edgemim.edge.report import plot_confusion, save_figure
 from edgemim.errors import UserError
-from edgemim.models.sizes import EncoderConfig, VitConfig
-from edgemim.models.weights import MODEL_FILE, load_weights, read_facts, read_tensors, save_model
+from edgemim.models.build import parse_encoder
+from edgemim.models.relative import from_plain
+from edgemim.models.sizes import EncoderConfig, EncoderSize, RelativePositionsConfig, RelativeVitConfig, VitConfig
+from edgemim.models.weights import MODEL_FILE, encoder_of, load_weights, read_facts, read_tensors, save_model
 from edgemim.run import RunRecord, find_run
 from edgemim.tasks.classification import ClassificationTask, MixingConfig, build_model
 from edgemim.tasks.task import LabelledData
@@ -47,6 +49,8 @@ class FinetuneConfig(TrainingConfig):
     """Weights file for timm:NAME, instead of timm's download."""
     encoder: EncoderConfig = VitConfig()
     """The network, for --init scratch (a run brings its own)."""
+    relative_positions: RelativePositionsConfig | None = None
+    """Relative positions that a plain vision transformer learns beside what it knows; none by default."""
     transform: FinetuneTransform = FinetuneTransform()
     """Augmentation."""
     mixing: MixingConfig = MixingConfig()
@@ -83,6 +87,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     # Written down in full: later verbs find the images from wherever they are called.
     root, val = config.data.absolute(), config.val.absolute() if config.val else None
     config = config.model_copy(update={"data": root, "val": val})
+    _initial(config)  # what cannot be built is refused before images are looked for
     with open_world(config.device) as world:
         data = LabelledData.open(root, val, val_share=config.val_share, seed=config.seed)
         plan = Plan.of(config, steps_per_epoch(len(data.train), config.batch_size))
@@ -106,15 +111,15 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
 def build(config: FinetuneConfig, data: LabelledData) -> tuple[ClassificationTask, str]:
     """The task with its initial weights, and a sentence on where they came from. Raises UserError."""
-    if config.init.startswith("timm:"):
+    run, encoder = _initial(config)
+    if encoder is None:
         model, architecture, statistics, note = _from_timm(config, len(data.train.classes))
-    elif config.init == "scratch":
-        architecture = {"vit": config.encoder.model_dump(mode="json")}
+    elif run is None:
+        architecture = {"vit": encoder.model_dump(mode="json")}
         model = build_model(architecture, len(data.train.classes), drop_path=config.drop_path)
         statistics, note = {}, "weights: from scratch"
     else:
-        run = find_run(None if config.init == "newest" else Path(config.init), "pretrain")
-        model, architecture, statistics, note = _from_run(config, run, len(data.train.classes))
+        model, architecture, statistics, note = _from_run(config, run, encoder, len(data.train.classes))
     size = _input_size(model, architecture)
     preprocessing = Preprocessing(image_size=size, crop_pct=config.crop_pct, **statistics)
     task = ClassificationTask(
@@ -127,15 +132,43 @@ Built = tuple[nn.Module, dict[str, Any], dict[str, Any], str]
 """Model, architecture record, input statistics, a sentence on the weights."""
 
 
-def _from_run(config: FinetuneConfig, run: Path, classes: int) -> Built:
+def _initial(config: FinetuneConfig) -> tuple[Path | None, EncoderSize | None]:
+    """The run that weights come from, and the encoder that is fine-tuned; neither, for a timm model.
+
+    Raises:
+        UserError: if there is no such run, or the network cannot have the relative positions that are asked for.
+    """
+    added = config.relative_positions
+    if config.init.startswith("timm:"):
+        if added is not None:
+            raise UserError(f"{config.init} has timm's own positions; leave --relative-positions out")
+        return None, None
+    run, encoder = None, config.encoder
+    if config.init != "scratch":
+        run = find_run(None if config.init == "newest" else Path(config.init), "pretrain")
+        encoder = encoder_of(run)
+    if added is None:
+        return run, encoder.as_classifier()
+    if type(encoder) is not VitConfig:
+        raise UserError(
+            f"--relative-positions are added to a plain vision transformer, not to a {encoder.name}"
+            f"{f' as {run} holds' if run else ''}; leave them out"
+        )
+    return run, added.added_to(encoder)
+
+
+def _from_run(config: FinetuneConfig, run: Path, encoder: EncoderSize, classes: int) -> Built:
     facts = read_facts(run)
-    if facts["kind"] != "encoder":
-        raise UserError(f"{run} holds a {facts['kind']}, not a pre-trained encoder; give a pre-training run")
-    architecture = {"vit": facts["encoder"]}
+    architecture = {"vit": encoder.model_dump(mode="json")}
     model = build_model(architecture, classes, drop_path=config.drop_path)
     # As in MAE: the pre-training norm is left behind, pooled features get a new one.
-    weights = read_tensors(run / "model" / MODEL_FILE)
-    report = load_weights(model, weights, may_drop=("norm.",), may_miss=("fc_norm.", "head."))
+    weights, may_drop, may_miss = read_tensors(run / "model" / MODEL_FILE), ("norm.",), ("fc_norm.", "head.")
+    if config.relative_positions is not None and isinstance(encoder, RelativeVitConfig):
+        weights = from_plain(weights, encoder)
+        may_drop += tuple(key for key in weights if key.endswith(".k_bias"))
+        may_drop += () if encoder.absolute_positions else ("pos_embed",)
+        may_miss += tuple(key for key in model.state_dict() if key.endswith(".relative_position_bias_table"))
+    report = load_weights(model, weights, may_drop=may_drop, may_miss=may_miss)
     statistics = {key: facts["preprocessing"][key] for key in ("mean", "std")}
     return model, architecture, statistics, f"weights: {run} ({report})"
 
@@ -172,7 +205,7 @@ def _names(value: Any) -> tuple[str, ...]:
 
 def _input_size(model: nn.Module, architecture: dict[str, Any]) -> int:
     if "vit" in architecture:
-        return VitConfig.model_validate(architecture["vit"]).image_size
+        return parse_encoder(architecture["vit"]).image_size
     return _timm_facts(model)["input_size"][-1]
 
 

@@ -119,17 +119,17 @@ def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
 def from_plain(weights: Mapping[str, Tensor], config: RelativeVitConfig) -> dict[str, Tensor]:
     """A plain ViT's weights under the names of a `RelativeVit`; tables of offsets are not among them.
 
-    Without a key bias, queries and values keep theirs. The key's is left out: it moves all logits of a row alike, which
-    the softmax does not see, so the network computes what the plain one does.
+    Where keys have no bias, the plain one's goes under `k_bias`, which the network lacks: it moves all logits of a query
+    alike, which the softmax does not see, so without it the network computes the same.
     """
     if config.key_bias:
         return dict(weights)
     split: dict[str, Tensor] = {}
     for key, value in weights.items():
-        if key.endswith("attn.qkv.bias"):
-            q, _, v = value.chunk(3)
-            stem = key.removesuffix("qkv.bias")
-            split |= {f"{stem}q_bias": q.contiguous(), f"{stem}v_bias": v.contiguous()}
-        else:
+        stem = key.removesuffix("qkv.bias")
+        if stem == key:
             split[key] = value
+        else:
+            parts = value.chunk(3)
+            split |= {f"{stem}{name}_bias": part.clone() for name, part in zip("qkv", parts, strict=True)}
     return split

@@ -8,7 +8,7 @@ from tiny_training import NORMALIZATION, mask_of, nano_encoder, pixels
 
 from edgemim.models.encoder import TokenMask
 from edgemim.models.relative import RelativeEncoder, RelativeVit, from_plain
-from edgemim.models.sizes import RelativeVitConfig, VitConfig
+from edgemim.models.sizes import RelativePositions, RelativeVitConfig, VitConfig
 from edgemim.models.weights import bare_vit, load_weights
 from edgemim.training.optim import build_adamw
 
@@ -107,23 +107,32 @@ def test_a_hidden_patch_may_stay_as_a_mask_token(changes: dict[str, object]) -> 
 @pytest.mark.parametrize("key_bias", [True, False])
 @pytest.mark.parametrize("offsets", ["block", "shared", "both"])
 def test_a_plain_encoder_gains_tables_that_change_nothing_yet(offsets: str, key_bias: bool) -> None:
-    plain = nano_encoder(VitConfig.model_validate(SIZE.model_dump(include=set(VitConfig.model_fields) - {"name"})))
-    made = RelativeEncoder(SIZE.model_copy(update={"offsets": offsets, "key_bias": key_bias}))
-    assert made.vit.blocks[0].attn.qkv.weight.shape == plain.vit.blocks[0].attn.qkv.weight.shape
+    plain = nano_encoder(VitConfig(width=24, depth=3, heads=3, patch_size=8, image_size=32))
+    made = RelativeEncoder(
+        RelativePositions.model_validate({"offsets": offsets, "key_bias": key_bias}).added_to(plain.config)
+    )
     weights = from_plain(plain.vit.state_dict(), made.config)
     report = load_weights(
-        made.vit, weights, may_miss=tuple(k for k in made.vit.state_dict() if k.endswith("bias_table"))
+        made.vit,
+        weights,
+        may_drop=tuple(k for k in weights if k.endswith("k_bias")),
+        may_miss=tuple(k for k in made.vit.state_dict() if k.endswith("bias_table")),
     )
     assert len(report.new) == {"block": 3, "shared": 1, "both": 4}[offsets]
+    assert len(report.dropped) == (0 if key_bias else 3)  # said, one a block
     x, mask = NORMALIZATION.apply(pixels(2)), mask_of(2)
     torch.testing.assert_close(made(x, mask).last, plain(x, mask).last, rtol=1e-4, atol=1e-5)
     if key_bias:
-        torch.testing.assert_close(made(x, mask, attention=[2]).attention[2], plain(x, mask, attention=[2]).attention[2])
+        torch.testing.assert_close(
+            made(x, mask, attention=[2]).attention[2], plain(x, mask, attention=[2]).attention[2]
+        )
 
 
 def test_vit_tiny_with_tables_has_the_published_size() -> None:
     with torch.device("meta"):
-        count = sum(p.numel() for p in RelativeVit(RelativeVitConfig(), num_classes=1000, global_pool="avg").parameters())
+        count = sum(
+            p.numel() for p in RelativeVit(RelativeVitConfig(), num_classes=1000, global_pool="avg").parameters()
+        )
     assert count == 5_717_416 + 12 * 732 * 12
 
 
