@@ -21,6 +21,13 @@ def test_vit_tiny_has_the_published_size(pool: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == 5_717_416
 
 
+@torch.no_grad()
+def test_fifty_tokens_of_an_image_of_224_are_seen_at_the_published_ratio() -> None:
+    size = VitConfig(depth=1)
+    mask = mask_of(2, tokens=size.tokens, ratio=0.75)
+    assert nano_encoder(size)(torch.zeros(2, 3, 224, 224), mask).last.shape == (2, 50, 192)
+
+
 def test_whole_images_pass_as_in_timm() -> None:
     encoder = nano_encoder().eval()
     x = images_of(3)
