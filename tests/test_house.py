@@ -76,6 +76,7 @@ def test_every_test_has_its_module() -> None:
     allowed = {
         "tests/methods/test_every_method.py",
         "tests/methods/test_invariance.py",
+        "tests/methods/test_resume_every_method.py",
         "tests/tasks/test_load_task.py",
     }
     for folder in sorted(path for path in PACKAGE.rglob("*") if path.is_dir() and path.name != "__pycache__"):
