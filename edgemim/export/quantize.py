@@ -195,16 +195,17 @@ def calibration_images(task: Task, count: int) -> tuple[np.ndarray, str]:
 
 def _measure(candidate: Artifact, key: Target, task: Task, config: Int8Config) -> tuple[Fidelity, list[Speed]]:
     manifest, runtime = candidate.manifest, _RUNTIME[key]
-    fixed = manifest.input_shape[0]
+    # Images one by one, as a device sees them: dynamic INT8 shares its ranges in a batch, so that neighbours would count.
+    batch = manifest.input_shape[0] or 1
     fidelity = compare_models(
         open_session(candidate, "onnx-fp32", runtime=runtime),
         open_session(candidate, key),
         task.evaluation_batches(config.images),
         input_name=manifest.input_name,
         output_name=manifest.output_names[0],
-        fixed=fixed,
+        fixed=batch,
     )
-    inputs = {manifest.input_name: task.example_input(fixed or 1).numpy()}
+    inputs = {manifest.input_name: task.example_input(batch).numpy()}
     speeds = []
     for threads in thread_counts(config.threads):
         fp32 = open_session(candidate, "onnx-fp32", runtime=runtime, threads=threads)
