@@ -1,10 +1,11 @@
 """What pre-training optimises. The union below is the registry: to add a method, write one file and name it here."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import pydantic
 
 from edgemim.config import Presets
+from edgemim.methods.composed import ComposedConfig
 from edgemim.methods.deepmim import DeepMimConfig
 from edgemim.methods.distill import D2MaeConfig, DMaeConfig
 from edgemim.methods.feature_distill import FeatureDistillConfig
@@ -16,7 +17,7 @@ from edgemim.methods.mirl import MirlConfig
 from edgemim.methods.pixmim import PixMimConfig
 from edgemim.methods.simmim import SimMimConfig
 
-MethodConfig = Annotated[
+_Methods = (
     MaeConfig
     | FeatureDistillConfig
     | MffConfig
@@ -27,26 +28,18 @@ MethodConfig = Annotated[
     | MirlConfig
     | MaskFeatConfig
     | SimMimConfig
-    | Img2VecConfig,
+    | Img2VecConfig
+    | ComposedConfig
+)
+
+MethodConfig = Annotated[
+    _Methods,
     pydantic.Field(discriminator="name"),
-    Presets(
-        {
-            "mae": MaeConfig(),
-            "feature_distill": FeatureDistillConfig(),
-            "mff": MffConfig(),
-            "pixmim": PixMimConfig(),
-            "d_mae": DMaeConfig(),
-            "d2_mae": D2MaeConfig(),
-            "deepmim": DeepMimConfig(),
-            "mirl": MirlConfig(),
-            "maskfeat": MaskFeatConfig(),
-            "simmim": SimMimConfig(),
-            "img2vec": Img2VecConfig(),
-        }
-    ),
+    Presets({method().name: method() for method in get_args(_Methods)}),
 ]
 
 __all__ = [
+    "ComposedConfig",
     "D2MaeConfig",
     "DMaeConfig",
     "DeepMimConfig",

@@ -24,7 +24,7 @@ from edgemim.methods.branches import MaskedImageModel, patch_branch
 from edgemim.methods.decoders import DecoderConfig, TransformerDecoderConfig
 from edgemim.methods.masking import RandomMasking
 from edgemim.methods.method import Method, TeacherKind
-from edgemim.methods.reconstruction import FrozenReconstruction, open_reconstruction
+from edgemim.methods.reconstruction import FrozenReconstruction, reconstruction_teacher
 from edgemim.methods.targets import Derived, FeatureTarget, PixelTarget, Target
 from edgemim.models.encoder import Encoder, TokenMask
 from edgemim.models.normalization import Normalization
@@ -63,9 +63,7 @@ class DeepMimConfig(Method):
         """The frozen teacher; for hybrid, a run of MAE with its decoder. Raises UserError on one that does not fit."""
         if self.target != "hybrid":
             return super().build_teacher(teacher, size)
-        if not isinstance(teacher, CheckpointTeacher) or teacher.path is None:
-            raise UserError("target hybrid needs a run of MAE; give --teacher checkpoint --teacher.path RUN")
-        return open_reconstruction(teacher.path, size)
+        return reconstruction_teacher(teacher, size)
 
     def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
         """Compose the model. Raises UserError without the teacher that the target needs, or on odd taps."""

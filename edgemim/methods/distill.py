@@ -79,6 +79,18 @@ class HeadMixer(nn.Module):
         return torch.einsum("ts,bsij->btij", self.mix.weight, self.source(features))
 
 
+class SameHeads(nn.Module):
+    """The student's heads as they are, for a teacher with as many."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, features: Features, mask: TokenMask) -> Logits:
+        """Predicted logits of the teacher's heads."""
+        return self.source(features)
+
+
 class HiddenAdapter(nn.Module):
     """The teacher's tokens as a linear map, without bias, of the student's after a block, as its next norm leaves them."""
 
@@ -200,12 +212,10 @@ class D2MaeConfig(Method):
         taught = self.teacher_layer or other.depth
         _pairs("pixel_layer", (tap,), (taught,), size.depth, other.depth, first=1)
         source = TeacherPass(teacher, normalization, (), (taught,))
+        pixel = pixel_branch(encoder, self.decoder, self.norm_pix_loss, weight=1.0, neck=Pick(tap))
         mixer = HeadMixer(ExtraLogits(size.depth, size.width, size.heads), size.heads, other.heads)
-        branches = [
-            pixel_branch(encoder, self.decoder, self.norm_pix_loss, weight=1.0, neck=Pick(tap)),
-            _match("attention", mixer, source.logits(taught), self.attention_weight),
-        ]
-        return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), branches, normalization)
+        attention = _match("attention", mixer, source.logits(taught), self.attention_weight)
+        return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), [pixel, attention], normalization)
 
 
 def _match(name: str, decoder: nn.Module, target: Derived, weight: float) -> Branch:

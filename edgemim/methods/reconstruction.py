@@ -17,6 +17,7 @@ from edgemim.models.encoder import TokenMask
 from edgemim.models.normalization import Normalization
 from edgemim.models.sizes import VitConfig
 from edgemim.models.weights import load_weights, read_facts
+from edgemim.teachers import CheckpointTeacher, EfficientNetLiteTeacher, TimmTeacher
 from edgemim.training.checkpoint import read_checkpoint
 
 
@@ -42,6 +43,17 @@ class FrozenReconstruction(nn.Module):
         """Prediction for every patch of images in [0, 1], of which it sees the visible ones."""
         x = self.model.normalization.normalize(images)
         return self.model.branches[0].decoder(self.model.encode(x, mask), mask).float()
+
+
+def reconstruction_teacher(
+    teacher: TimmTeacher | CheckpointTeacher | EfficientNetLiteTeacher, size: VitConfig
+) -> FrozenReconstruction:
+    """The masked autoencoder that a teacher's configuration names. Raises UserError on any other teacher."""
+    if not isinstance(teacher, CheckpointTeacher) or teacher.path is None:
+        raise UserError(
+            "the target of hidden patches filled in needs a run of MAE; give --teacher checkpoint --teacher.path RUN"
+        )
+    return open_reconstruction(teacher.path, size)
 
 
 def open_reconstruction(run: Path, size: VitConfig) -> FrozenReconstruction:
