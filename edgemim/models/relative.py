@@ -7,7 +7,7 @@ BEiT, arXiv 2106.08254; the lightweight study's ViT-Tiny (arXiv 2205.14443) is f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,31 +59,35 @@ class RelativeEncoder(Encoder):
     """A vision transformer whose attention knows how far apart two patches are; its logits hold that bias."""
 
     config: RelativeVitConfig
+    vit: RelativeVit  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: RelativeVitConfig) -> None:
         nn.Module.__init__(self)
         self.config = config
-        self.vit = RelativeVit(config)  # pyright: ignore[reportAttributeAccessIssue] (the forward asks for what both have)
+        self.vit = RelativeVit(config)
         self.initialise()
 
     def _biases(self, visible: Int[Tensor, "b v"] | None) -> Sequence[Float[Tensor, "... heads t t"]]:
         """What each block adds to its logits: that of the offsets between the tokens that are there."""
-        blocks, shared = self.vit.blocks, getattr(self.vit.rel_pos_bias, "relative_position_bias_table", None)
+        blocks, shared = self.vit.blocks, None
+        if self.vit.rel_pos_bias is not None:
+            shared = self.vit.rel_pos_bias.relative_position_bias_table
         places = torch.arange(self.config.tokens + 1, device=self.vit.cls_token.device)[None]
         if visible is not None:
             places = torch.cat([visible.new_zeros(len(visible), 1), visible + 1], dim=1)
         index = self._offsets[places[:, :, None], places[:, None, :]]
         if self.config.offsets == "shared":
+            assert shared is not None
             return [F.embedding(index, shared).permute(0, 3, 1, 2)] * len(blocks)
-        tables = [block.attn.relative_position_bias_table for block in blocks]
+        tables = [cast(Block, block).attn.relative_position_bias_table for block in blocks]
         tables = tables if shared is None else [table + shared for table in tables]
         return [F.embedding(index, table).permute(0, 3, 1, 2) for table in tables]
 
     @property
     def _offsets(self) -> Int[Tensor, "t t"]:
         """The number, in a table, of the offset between two tokens."""
-        holder = self.vit.blocks[0].attn if self.vit.rel_pos_bias is None else self.vit.rel_pos_bias
-        return holder.relative_position_index
+        holder = self.vit.rel_pos_bias or cast(Block, self.vit.blocks[0]).attn
+        return cast(Tensor, holder.relative_position_index)
 
     def _logits(self, block: nn.Module, x: Tensor, bias: Tensor | None) -> Float[Tensor, "b heads t t"]:
         assert isinstance(block, Block) and bias is not None
@@ -105,7 +109,7 @@ class RelativeEncoder(Encoder):
 def _heads(attention: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values [b, heads, t, d] of a timm attention."""
     bias = attention.qkv.bias
-    if attention.q_bias is not None:
+    if attention.q_bias is not None and attention.k_bias is not None and attention.v_bias is not None:
         bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
     parts = F.linear(x, attention.qkv.weight, bias).unflatten(-1, (3, attention.num_heads, -1))
     q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)

@@ -4,6 +4,7 @@ builds, and our encoder's taps and logits."""
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ def compare(case: Case) -> Comparison:
     result = Comparison(case)
     sizes = _sizes(case)
     classes = case.config["num_classes"]
+    model: Any
     # The study's two files say the same under two names.
     if case.config.get("use_mean_pooling", case.config.get("global_pool")):
         model = build_model({"vit": sizes.model_dump()}, classes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_training import NORMALIZATION, mask_of, nano_encoder, pixels
@@ -43,7 +45,8 @@ def test_a_whole_image_is_timms_forward(changes: dict[str, object]) -> None:
 
 def slow_bias(made: RelativeEncoder, block: int, heads: int = 3, side: int = 4) -> torch.Tensor:
     """[heads, 17, 17] from the tables, offset by offset: rows apart, columns apart, then the three of the class token."""
-    tables = [made.vit.blocks[block].attn.relative_position_bias_table]
+    holder: Any = made.vit.blocks[block].attn
+    tables = [holder.relative_position_bias_table]
     if made.vit.rel_pos_bias is not None:
         tables.append(made.vit.rel_pos_bias.relative_position_bias_table)
     bias = torch.zeros(heads, side**2 + 1, side**2 + 1)
@@ -85,12 +88,12 @@ def test_visible_patches_attend_by_their_own_offsets(changes: dict[str, object])
         torch.testing.assert_close(features.attention[3][row], expected, rtol=1e-4, atol=1e-5)
 
 
-def projected(block: torch.nn.Module, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def projected(block: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries and keys [b, t, width] of a block's attention."""
     attention = block.attn
-    x = attention.qkv(block.norm1(tokens))  # pyright: ignore[reportCallIssue]
+    x = attention.qkv(block.norm1(tokens))
     if attention.q_bias is not None:
-        x = x + torch.cat([attention.q_bias, torch.zeros(24), attention.v_bias])  # pyright: ignore
+        x = x + torch.cat([attention.q_bias, torch.zeros(24), attention.v_bias])
     return x[..., :24], x[..., 24:48]
 
 
