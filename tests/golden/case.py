@@ -27,15 +27,25 @@ class NotCovered(Exception):
     """No code of the project computes what the case holds."""
 
 
+@dataclass
+class Recording:
+    """What a runner computed, kept to be compared with later."""
+
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Case:
     """Facts, inputs, outputs and weights (under the original names) of one case."""
 
+    folder: Path
     name: str
     facts: dict[str, Any]
     weights: dict[str, Tensor]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
+    recording: Recording | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -51,7 +61,7 @@ class Case:
             tensors = [_tensors(folder, part, facts) for part in ("weights", "inputs", "outputs")]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise NotACase(f"{folder} is no golden case: {error}") from error
-        return Case(name, facts, *tensors)
+        return Case(folder, str(name), facts, *tensors)
 
 
 def _tensors(folder: Path, part: str, facts: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -93,6 +103,12 @@ class Comparison:
         # Cases of statistics state theirs in words; what compares them says it in numbers.
         self.rtol, self.atol = float(stated.get("rtol", 0.0)), float(stated.get("atol", 0.0))
         self._seen: set[str] = set()
+        self._norms_seen = False
+
+    @property
+    def worst(self) -> Line:
+        """The line that used most of its tolerance; of equals, the one with the largest error."""
+        return max(self.lines, key=lambda line: (line.used, line.error))
 
     @property
     def passed(self) -> bool:
@@ -100,8 +116,16 @@ class Comparison:
         return bool(self.lines) and all(line.passed for line in self.lines)
 
     def output(self, name: str, ours: Tensor, *, label: str = "") -> None:
-        """Compare with the output `name`: forward values by rtol and atol, gradients by their largest entry."""
+        """Compare with the output `name`: forward values by rtol and atol, gradients by their largest entry.
+
+        What the case does not store is passed over; what it stores and is not compared fails in `finish`.
+        """
+        if name not in self.case.outputs:
+            return
         self._seen.add(name)
+        if self.case.recording is not None:
+            self.case.recording.outputs.setdefault(name, ours.detach().float().contiguous().clone())
+            return
         expected = self.case.outputs[name].double()
         rounding = _ROUNDING * self.case.facts["outputs"].get(name, {}).get("fp32_vs_fp64_max_abs", 0.0)
         if name.startswith("grad."):
@@ -139,16 +163,24 @@ class Comparison:
 
     def gradients(self, gradients: Mapping[str, Tensor]) -> None:
         """Compare gradients under the original names: whole ones where stored, and the norm of each."""
+        self._norms_seen = True
         for name in self.case.outputs:
-            if name.startswith("grad."):
-                self.output(name, gradients[name.removeprefix("grad.")])
-        norms = self.case.facts["grad_l2_norms"]
+            found = gradients.get(name.removeprefix("grad."))
+            if name.startswith("grad.") and found is not None:
+                self.output(name, found)
         ours = {key: float(value.double().norm()) for key, value in gradients.items()}
+        if self.case.recording is not None:
+            self.case.recording.norms.update(ours)
+            return
+        norms = self.case.facts["grad_l2_norms"]
         self.numbers("grad_l2_norms", ours, norms, floor=_NORM_FLOOR * max(norms.values()))
 
     def finish(self) -> Comparison:
-        """Note the outputs that nothing was compared with."""
-        self.left_out += sorted(self.case.outputs.keys() - self._seen)
+        """Count what nothing was compared with, and no reason given for, as outside tolerance."""
+        for name in sorted(self.case.outputs.keys() - self._seen):
+            self.lines.append(Line(name, float("inf"), float("inf"), "never compared, and no reason given"))
+        if self.case.facts.get("grad_l2_norms") and not self._norms_seen:
+            self.lines.append(Line("grad_l2_norms", float("inf"), float("inf"), "never compared"))
         return self
 
     def _add(self, name: str, ours: Tensor, expected: Tensor, allowed: Tensor) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 from torch import Tensor, nn
 
@@ -11,11 +9,12 @@ from edgemim.methods.branches import MaskedImageModel
 from edgemim.methods.decoders import TransformerDecoder, TransformerDecoderConfig
 from edgemim.methods.deepmim import DeepMimConfig
 from edgemim.methods.masking import mask_by_noise
+from edgemim.models.convert.deepmim import plan_deepmim
 from edgemim.models.encoder import Encoder, TokenMask, gather_tokens
 from edgemim.models.normalization import IDENTITY
 from edgemim.models.sizes import VitConfig
 from tests.golden.case import Case, Comparison
-from tests.golden.mae import our_name, stored_places
+from tests.golden.mae import stored_places
 from tests.golden.taps import module_output
 
 
@@ -39,8 +38,8 @@ def compare(case: Case) -> Comparison:
     for tap in taps:
         decoder = _decoder(model, tap)
         result.tensor(f"decoder_pos_embed (computed, {tap})", decoder.positions, case.weights["decoder_pos_embed"])
-    names = {key: _name(key, taps) for key in case.weights if key != "decoder_pos_embed"}
-    model.load_state_dict({name: case.weights[key] for key, name in names.items()}, strict=True)
+    plan = plan_deepmim(case.weights, tuple(taps))
+    model.load_state_dict(plan.state(case.weights), strict=True)
     images = case.inputs["images"]
     mask = mask_by_noise(case.inputs["noise"], case.config["mask_ratio"])
     result.output("mask", mask.masked.float())
@@ -51,9 +50,7 @@ def compare(case: Case) -> Comparison:
     for number, tap in enumerate(taps, start=1):
         result.output(f"loss{number}", output.metrics[f"loss_block_{tap}"])
     output.loss.backward()
-    parameters = dict(model.named_parameters())
-    gradients = {key: parameters[name].grad for key, name in names.items()}
-    result.gradients({key: value for key, value in gradients.items() if value is not None})
+    result.gradients(plan.gradients(model.named_parameters()))
     return result.finish()
 
 
@@ -77,15 +74,6 @@ def _decoder(model: MaskedImageModel, tap: int) -> TransformerDecoder:
     decoder = model.decoders[f"block_{tap}"]
     assert isinstance(decoder, TransformerDecoder)
     return decoder
-
-
-def _name(original: str, taps: list[int]) -> str:
-    """Their decoders are numbered from 1 in the middle of the name; a tap stands for the number here."""
-    numbered = re.match(r"(decoder_(?:blocks|embed|norm|pred)|mask_token)(\d)(?=\.|$)", original)
-    if numbered is None:
-        return f"encoder.vit.{original}"
-    part, number = numbered.groups()
-    return our_name(part + original.removeprefix(part + number), f"block_{taps[int(number) - 1]}")
 
 
 def _forward(result: Comparison, model: MaskedImageModel, images: Tensor, mask: TokenMask) -> None:

@@ -11,13 +11,16 @@ from edgemim.methods.branches import MaskedImageModel
 from edgemim.methods.decoders import TransformerDecoder, TransformerDecoderConfig
 from edgemim.methods.distill import D2MaeConfig, DMaeConfig, ExtraLogits, HeadMixer
 from edgemim.methods.masking import mask_by_noise
+from edgemim.models.convert.mae import plan_mae
+from edgemim.models.convert.mae_lite import plan_mae_lite, teacher_weights
+from edgemim.models.convert.plan import ENCODER
 from edgemim.models.encoder import Encoder, Features, TokenMask, gather_tokens
 from edgemim.models.normalization import IDENTITY
 from edgemim.models.sizes import VitConfig
 from edgemim.models.weights import load_weights
 from edgemim.teachers import MaskedTeacher
 from tests.golden.case import Case, Comparison
-from tests.golden.mae import gather_rows, our_name, stored_places
+from tests.golden.mae import gather_rows, stored_places
 from tests.golden.taps import module_output
 
 
@@ -27,7 +30,9 @@ def compare(case: Case) -> Comparison:
     teacher = _teacher(case)
     decoupled = "decode_idx" in case.config
     model = (_d2_mae if decoupled else _d_mae)(case, teacher)
-    names = _load(model, case)
+    # Every weight but the values of D2's extra block, which none reads.
+    plan = plan_mae_lite(case.weights)
+    model.load_state_dict(plan.state(case.weights), strict=True)
     images = case.inputs["images"]
     mask = mask_by_noise(case.inputs["noise"], case.config["mask_ratio"])
     place = stored_places(case.inputs["ids_shuffle"], mask)
@@ -36,7 +41,7 @@ def compare(case: Case) -> Comparison:
         _of_teacher(result, teacher, images, mask, place)
         _losses(result, model, images, mask)
     model.loss(images, mask).loss.backward()
-    result.gradients(_gradients(model, names))
+    result.gradients(plan.gradients(model.named_parameters()))
     return result.finish()
 
 
@@ -51,8 +56,7 @@ def _encoder(case: Case, role: str, depth: int) -> Encoder:
 
 def _teacher(case: Case) -> MaskedTeacher:
     encoder = _encoder(case, "teacher", case.config["teacher"]["depth"])
-    start = "tch_model."
-    load_weights(encoder.vit, {k.removeprefix(start): v for k, v in case.weights.items() if k.startswith(start)})
+    load_weights(encoder.vit, plan_mae(teacher_weights(case.weights)).state(teacher_weights(case.weights), ENCODER))
     return MaskedTeacher(encoder, IDENTITY)
 
 
@@ -90,50 +94,6 @@ def _d2_mae(case: Case, teacher: MaskedTeacher) -> MaskedImageModel:
         teacher_layer=taught,
     )
     return method.build(_encoder(case, "student", depth), IDENTITY, teacher)
-
-
-def _load(model: MaskedImageModel, case: Case) -> dict[str, str]:
-    """Put the original weights into the model, every one but the values of D2's extra block, which none reads."""
-    depth = model.encoder.config.depth
-    names, ours = {}, {}
-    for key, value in case.weights.items():
-        if key.startswith("tch_model.") or key == "model.decoder_pos_embed":
-            continue
-        name = _name(key, depth, [branch.name for branch in model.branches])
-        names[key] = name
-        if name.endswith((".qk.weight", ".qk.bias")):
-            value = value[: 2 * model.encoder.config.width]
-        ours[name] = value.flatten(1) if name.endswith(".mix.weight") else value
-    model.load_state_dict(ours, strict=True)
-    return names
-
-
-def _name(original: str, depth: int, branches: list[str]) -> str:
-    adapter = re.match(r"(attn|hidden)_adapter\.adapter(\d+)\.weight", original)
-    if adapter:
-        kind, number = adapter.groups()
-        # Logits of a layer are numbered from 0 there, hidden states as here.
-        end = f"attention.*_{int(number) + 1}|attention" if kind == "attn" else f"hidden.*_{number}"
-        (branch,) = (name for name in branches if re.fullmatch(end, name))
-        return f"decoders.{branch}.{'mix' if kind == 'attn' else 'adapt'}.weight"
-    extra = f"model.blocks.{depth}."
-    if original.startswith(extra):
-        inside = original.removeprefix(extra).replace("attn.qkv", "qk").replace("norm1", "norm")
-        return f"decoders.attention.source.{inside}"
-    return our_name(original.removeprefix("model."), "pixel")
-
-
-def _gradients(model: MaskedImageModel, names: dict[str, str]) -> dict[str, Tensor]:
-    parameters = dict(model.named_parameters())
-    found = {}
-    for key, name in names.items():
-        gradient = parameters[name].grad
-        if gradient is None:
-            continue
-        if name.endswith((".qk.weight", ".qk.bias")):  # nothing reads the values: their gradient is zero
-            gradient = torch.cat([gradient, torch.zeros_like(gradient[: len(gradient) // 2])])
-        found[key] = gradient[..., None, None] if name.endswith(".mix.weight") else gradient
-    return found
 
 
 def _student(result: Comparison, model: MaskedImageModel, images: Tensor, mask: TokenMask, place: Tensor) -> None:

@@ -19,7 +19,7 @@ def compare(case: Case) -> Comparison:
         if group["kind"].split()[0] in ("vit", "rpe"):
             _groups(result, title, group)
         else:
-            result.left_out.append(f"groups of {title}")
+            result.leave_out(f"groups of {title}", "another family of encoders")
     for schedule in case.facts["lr_schedules"]:
         _schedule(result, schedule)
     return result.finish()
@@ -46,7 +46,7 @@ def _groups(result: Comparison, title: str, group: dict[str, Any]) -> None:
 
 def _schedule(result: Comparison, schedule: dict[str, Any]) -> None:
     if schedule["warmup_lr_start"]:
-        result.left_out.append(f"schedule {schedule['name']}: warm-up from {schedule['warmup_lr_start']}")
+        result.leave_out(f"schedule {schedule['name']}", f"our warm-up starts at 0, not {schedule['warmup_lr_start']}")
         return
     # "warmcos" ignores the group's share of the rate.
     share = schedule["group_lr_scale"] if schedule["name"].endswith("_scale") else 1.0

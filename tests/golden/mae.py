@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,20 +13,13 @@ from edgemim.methods.decoders import TransformerDecoder, TransformerDecoderConfi
 from edgemim.methods.mae import MaeConfig
 from edgemim.methods.masking import mask_by_noise
 from edgemim.methods.targets import PixelTarget
+from edgemim.models.convert.mae import plan_mae
+from edgemim.models.convert.plan import Plan
 from edgemim.models.encoder import Encoder, Features, TokenMask, gather_tokens, patchify, unpatchify
 from edgemim.models.normalization import IDENTITY
 from edgemim.models.sizes import VitConfig
 from tests.golden.case import Case, Comparison
 from tests.golden.taps import block_outputs
-
-# Original names are timm's for the encoder; the decoder's follow this table.
-_DECODER = {
-    r"^decoder_embed\.": "embed.",
-    r"^decoder_blocks\.": "blocks.",
-    r"^decoder_norm\.": "norm.",
-    r"^decoder_pred\.": "head.",
-    r"^mask_token$": "mask_token",
-}
 
 
 def compare(case: Case) -> Comparison:
@@ -38,7 +30,7 @@ def compare(case: Case) -> Comparison:
     result.tensor("pos_embed (computed)", model.encoder.vit.pos_embed, case.weights["pos_embed"])
     decoder = decoder_of(model)
     result.tensor("decoder_pos_embed (computed)", decoder.positions, case.weights["decoder_pos_embed"])
-    names = load(model, case.weights)
+    plan = load(model, case.weights)
 
     images = case.inputs["images"]
     mask = mask_by_noise(case.inputs["noise"], case.config["mask_ratio"])
@@ -47,9 +39,7 @@ def compare(case: Case) -> Comparison:
     _losses(result, model, images, mask)
     model.zero_grad()
     model.loss(images, mask).loss.backward()
-    parameters = dict(model.named_parameters())
-    gradients = {key: parameters[name].grad for key, name in names.items() if parameters[name].requires_grad}
-    result.gradients({key: value for key, value in gradients.items() if value is not None})
+    result.gradients(plan.gradients(model.named_parameters()))
     return result.finish()
 
 
@@ -82,19 +72,11 @@ def decoder_of(model: MaskedImageModel) -> TransformerDecoder:
     return decoder
 
 
-def our_name(original: str, branch: str) -> str:
-    """Our parameter's name for the original one."""
-    for pattern, replacement in _DECODER.items():
-        if re.search(pattern, original):
-            return f"decoders.{branch}." + re.sub(pattern, replacement, original)
-    return f"encoder.vit.{original}"
-
-
-def load(model: MaskedImageModel, weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Put the original weights into the model, every one and nothing else; return original name -> ours."""
-    names = {key: our_name(key, model.branches[0].name) for key in weights if key != "decoder_pos_embed"}
-    model.load_state_dict({name: weights[key] for key, name in names.items()}, strict=True)
-    return names
+def load(model: MaskedImageModel, weights: Mapping[str, Tensor]) -> Plan:
+    """Put the original weights into the model, every one and nothing else, as the library converts them."""
+    plan = plan_mae(weights)
+    model.load_state_dict(plan.state(weights), strict=True)
+    return plan
 
 
 def _forward(result: Comparison, model: MaskedImageModel, images: Tensor, mask: TokenMask) -> None:
@@ -128,11 +110,12 @@ def gather_rows(logits: Tensor, place: Tensor) -> Tensor:
 def _embeddings(result: Comparison, encoder: Encoder, features: Features, images: Tensor, mask: TokenMask) -> None:
     if "patch_embed" not in result.case.outputs:
         return
-    result.output("patch_embed", encoder.vit.patch_embed(images))
+    whole = encoder.vit.patch_embed(images)
+    result.output("patch_embed", whole)
     # Patches that were embedded alone must equal the same rows of the whole image's.
     assert encoder.vit.pos_embed is not None
     positions = gather_tokens(encoder.vit.pos_embed[:, 1:].expand(len(images), -1, -1), mask.visible)
-    expected = gather_tokens(result.case.outputs["patch_embed"], mask.visible)
+    expected = gather_tokens(whole, mask.visible)
     result.tensor("patch_embed (visible patches alone)", features.tokens[0][:, features.prefix :] - positions, expected)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack
 
 import torch
@@ -12,29 +11,14 @@ from edgemim.methods.branches import MaskedImageModel
 from edgemim.methods.decoders import Fuse, TransformerDecoderConfig
 from edgemim.methods.masking import mask_by_noise
 from edgemim.methods.mff import MffConfig
+from edgemim.models.convert.mff import plan_mff
+from edgemim.models.convert.plan import swap_halves as swap
 from edgemim.models.encoder import Encoder, TokenMask, gather_tokens
 from edgemim.models.normalization import IDENTITY
 from edgemim.models.sizes import VitConfig
 from tests.golden.case import Case, Comparison
 from tests.golden.mae import decoder_of, stored_places
 from tests.golden.taps import module_output
-
-_NAMES = (
-    (r"^backbone\.proj_layers\.", "decoders.pixel.neck.projections."),
-    (r"^backbone\.proj_weights$", "decoders.pixel.neck.weights"),
-    (r"^backbone\.layers\.", "encoder.vit.blocks."),
-    (r"^backbone\.patch_embed\.projection\.", "encoder.vit.patch_embed.proj."),
-    (r"^backbone\.ln1\.", "encoder.vit.norm."),
-    (r"^backbone\.", "encoder.vit."),
-    (r"^neck\.decoder_blocks\.", "decoders.pixel.blocks."),
-    (r"^neck\.decoder_embed\.", "decoders.pixel.embed."),
-    (r"^neck\.decoder_pred\.", "decoders.pixel.head."),
-    (r"^neck\.ln1\.", "decoders.pixel.norm."),
-    (r"^neck\.", "decoders.pixel."),
-    (r"\.ln([12])\.", r".norm\1."),
-    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
-    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
-)
 
 
 def compare(case: Case) -> Comparison:
@@ -48,10 +32,8 @@ def compare(case: Case) -> Comparison:
         "backbone.pos_embed (computed)", swap(model.encoder.vit.pos_embed), case.weights["backbone.pos_embed"]
     )
     result.tensor("neck.decoder_pos_embed (computed)", swap(decoder.positions), case.weights["neck.decoder_pos_embed"])
-    names = {key: our_name(key) for key in case.weights if key != "neck.decoder_pos_embed"}
-    ours = {name: case.weights[key] for key, name in names.items()}
-    ours["decoders.pixel.neck.weights"] = ours["decoders.pixel.neck.weights"].flatten()
-    model.load_state_dict(ours, strict=True)
+    plan = plan_mff(case.weights)
+    model.load_state_dict(plan.state(case.weights), strict=True)
     # The table is theirs now; the decoder's is no weight of ours and is put in by hand.
     decoder.positions.copy_(case.weights["neck.decoder_pos_embed"])
 
@@ -65,11 +47,7 @@ def compare(case: Case) -> Comparison:
     loss = model.loss(images, mask).loss
     result.output("loss", loss)
     loss.backward()
-    parameters = dict(model.named_parameters())
-    gradients = {key: parameters[name].grad for key, name in names.items() if parameters[name].requires_grad}
-    found = {key: value for key, value in gradients.items() if value is not None}
-    found["backbone.proj_weights"] = found["backbone.proj_weights"].view(-1, 1, 1, 1)
-    result.gradients(found)
+    result.gradients(plan.gradients(model.named_parameters()))
     return result.finish()
 
 
@@ -93,18 +71,6 @@ def build(case: Case) -> MaskedImageModel:
     model = MffConfig(mask_ratio=sizes["mask_ratio"], fused_blocks=taps, decoder=decoder).build(encoder, IDENTITY, None)
     assert model.taps == tuple(index + 1 for index in sizes["out_indices"])
     return model
-
-
-def our_name(original: str) -> str:
-    """Our parameter's name for mmpretrain's."""
-    for pattern, replacement in _NAMES:
-        original = re.sub(pattern, replacement, original)
-    return original
-
-
-def swap(table: Tensor) -> Tensor:
-    """A sine-cosine table with the halves of its channels exchanged."""
-    return torch.cat(table.chunk(2, dim=-1)[::-1], dim=-1)
 
 
 def _forward(result: Comparison, model: MaskedImageModel, images: Tensor, mask: TokenMask, place: Tensor) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from edgemim.methods.branches import MaskedImageModel
 from edgemim.methods.decoders import TransformerDecoderConfig
 from edgemim.methods.masking import mask_by_noise
 from edgemim.methods.mirl import LevelFeatures, Levels, MirlConfig, PairDecoder, SegmentDecoder
+from edgemim.models.convert.mirl import plan_mirl
 from edgemim.models.encoder import Encoder, TokenMask, gather_tokens
 from edgemim.models.normalization import IDENTITY
 from edgemim.models.sizes import VitConfig
@@ -18,21 +17,14 @@ from tests.golden.case import Case, Comparison
 from tests.golden.mae import stored_places
 from tests.golden.taps import module_output
 
-_INSIDE = {
-    "norm2": "norm_query",
-    "norm3": "norm_context",
-    "norm4": "norm_mlp",
-}
-_NO_WEIGHT = ("weight_g", "decoder_pos_embed")
-
 
 def compare(case: Case) -> Comparison:
     """Run our MIRL on the case's weights and inputs."""
     result = Comparison(case)
     model = _build(case)
     segments = len(_decoders(model))
-    names = {key: _name(key, segments) for key in case.weights if not any(word in key for word in _NO_WEIGHT)}
-    model.load_state_dict({name: _turned(key, case.weights[key]) for key, name in names.items()}, strict=True)
+    plan = plan_mirl(case.weights)
+    model.load_state_dict(plan.state(case.weights), strict=True)
     for number, decoder in enumerate(_decoders(model)):
         label = f"decoder_pos_embed{number} (computed)"
         result.tensor(label, decoder.positions, case.weights[f"decoder_pos_embed{number}"])
@@ -49,9 +41,7 @@ def compare(case: Case) -> Comparison:
     for pair in range(segments // 2):
         result.output(f"loss_pair{pair}", output.metrics[f"loss_pair_{pair + 1}"])
     output.loss.backward()
-    parameters = dict(model.named_parameters())
-    gradients = {key: parameters[name].grad for key, name in names.items()}
-    result.gradients({key: _turned(key, value) for key, value in gradients.items() if value is not None})
+    result.gradients(plan.gradients(model.named_parameters()))
     return result.finish()
 
 
@@ -77,30 +67,6 @@ def _build(case: Case) -> MaskedImageModel:
 def _decoders(model: MaskedImageModel) -> list[SegmentDecoder]:
     pairs = [pair for pair in model.decoders.values() if isinstance(pair, PairDecoder)]
     return [pair.main for pair in pairs] + [pair.residual for pair in reversed(pairs)]
-
-
-def _name(original: str, segments: int) -> str:
-    if original.startswith("norm_low."):
-        return original.replace("norm_low", "neck.norms.0")
-    if original.startswith("decoder_embed0_1."):
-        return original.replace("decoder_embed0_1", "neck.embeds.0")
-    numbered = re.match(r"(norm|decoder_(?:blocks|embed|norm|pred)|mask_token)(\d+)(?=\.|$)", original)
-    if numbered is None:
-        return f"encoder.vit.{original}"
-    part, number, rest = numbered.group(1), int(numbered.group(2)), original[numbered.end() :]
-    if part in ("norm", "decoder_embed"):
-        return f"neck.{'norms' if part == 'norm' else 'embeds'}.{number + 1}{rest}"
-    pair, role = (number, "main") if number < segments // 2 else (segments - 1 - number, "residual")
-    inside = {"decoder_blocks": "blocks", "decoder_norm": "norm", "decoder_pred": "head"}.get(part, part)
-    rest = rest.replace("weight_v", "direction")
-    for theirs, ours in _INSIDE.items():
-        rest = rest.replace(f".{theirs}.", f".{ours}.")
-    return f"decoders.pair_{pair + 1}.{role}.{inside}{rest}"
-
-
-def _turned(key: str, value: Tensor) -> Tensor:
-    """Paddle's linear weights are [in, out]."""
-    return value.T if value.dim() == 2 else value
 
 
 def _forward(result: Comparison, model: MaskedImageModel, images: Tensor, mask: TokenMask) -> None:

@@ -29,6 +29,22 @@ RUNNERS: dict[str, Callable[[Case], Comparison]] = {
     "pixmim_lowpass": pixmim.compare,
 }
 
+_TRACKING = "tracking is a later part of the project"
+_SEGMENTATION = "segmentation is a later part of the project"
+_ANALYSIS = "this analysis is a later part of the project"
+
+# Cases of the published material whose code is not built: each with the reason. Any other name is a mistake.
+NOT_YET: dict[str, str] = {
+    "ostrack": _TRACKING,
+    "ostrack_targets": _TRACKING,
+    "tracking_metrics": _TRACKING,
+    "lasot_official": _TRACKING,
+    "seg_fpn": _SEGMENTATION,
+    "cka": _ANALYSIS,
+    "attention_stats": _ANALYSIS,
+}
+NOT_YET |= {name: "its runner is not written" for name in ("hiera_mae", "hiera_cls", "mocov3") if name not in RUNNERS}
+
 
 def run_case(folder: Path) -> Comparison:
     """Compare one case folder. Raises NotACase, or NotCovered where no code computes what the case holds."""

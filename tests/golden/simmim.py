@@ -8,6 +8,7 @@ from torch import Tensor
 
 from edgemim.methods.branches import MaskedImageModel
 from edgemim.methods.simmim import SimMimConfig
+from edgemim.models.convert.simmim import plan_simmim
 from edgemim.models.encoder import TokenMask, unpatchify
 from edgemim.models.normalization import IDENTITY
 from edgemim.models.relative import RelativeEncoder
@@ -21,12 +22,8 @@ def compare(case: Case) -> Comparison:
     """Run our SimMIM on the case's weights and inputs."""
     result = Comparison(case)
     model = _build(case)
-    names = {key: _name(key) for key in case.weights if key != _INDEX}
-    patch = case.config["patch_size"]
-    ours = {
-        name: _last(case.weights[key], patch) if "head" in name else case.weights[key] for key, name in names.items()
-    }
-    model.load_state_dict(ours, strict=True)
+    plan = plan_simmim(case.weights)
+    model.load_state_dict(plan.state(case.weights), strict=True)
     own_index = dict(model.encoder.vit.named_buffers())["rel_pos_bias.relative_position_index"]
     result.tensor(_INDEX, own_index.view_as(case.weights[_INDEX]), case.weights[_INDEX])
     images = case.inputs["images"]
@@ -36,13 +33,7 @@ def compare(case: Case) -> Comparison:
     loss = model.loss(images, mask).loss
     result.output("loss", loss)
     loss.backward()
-    parameters = dict(model.named_parameters())
-    gradients = {}
-    for key, name in names.items():
-        gradient = parameters[name].grad
-        if gradient is not None:
-            gradients[key] = _first(gradient, patch).view_as(case.weights[key]) if "head" in name else gradient
-    result.gradients(gradients)
+    result.gradients(plan.gradients(model.named_parameters()))
     return result.finish()
 
 
@@ -62,28 +53,6 @@ def _build(case: Case) -> MaskedImageModel:
     )
     method = SimMimConfig(mask_ratio=sizes["mask_ratio"], unit=sizes["mask_patch_size"] // sizes["patch_size"])
     return method.build(RelativeEncoder(config), IDENTITY, None)
-
-
-def _name(original: str) -> str:
-    if original == "encoder.mask_token":
-        return "mask_token"
-    if original.startswith("decoder.0."):
-        return original.replace("decoder.0", "decoders.pixel.head")
-    return original.replace("encoder.", "encoder.vit.", 1)
-
-
-def _last(value: Tensor, patch: int) -> Tensor:
-    """Outputs in the order (channel, row, column) to (row, column, channel)."""
-    return (
-        value.flatten(1).unflatten(0, (3, patch**2)).transpose(0, 1).flatten(0, 1)
-        if value.dim() > 1
-        else (value.view(3, patch**2).T.flatten())
-    )
-
-
-def _first(value: Tensor, patch: int) -> Tensor:
-    """The inverse of `_last`."""
-    return value.unflatten(0, (patch**2, 3)).transpose(0, 1).flatten(0, 1)
 
 
 def _forward(result: Comparison, model: MaskedImageModel, images: Tensor, mask: TokenMask) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from edgemim.errors import UserError
 from edgemim.models.convert.deepmim import plan_deepmim
+from edgemim.models.convert.detect import look
 from edgemim.models.convert.encoder import Converted, Family, convert_weights
 from edgemim.models.convert.mae import plan_mae
 from edgemim.models.convert.mae_lite import plan_mae_lite
@@ -52,7 +53,7 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-__all__ = ["FAMILIES", "Converted", "Family", "FamilyName", "convert_weights", "read_published"]
+__all__ = ["FAMILIES", "Converted", "Family", "FamilyName", "convert_weights", "look", "read_published"]
 
 
 def read_published(path: Path, family: str, heads: int | None = None) -> Converted:

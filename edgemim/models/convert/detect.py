@@ -57,5 +57,6 @@ def check_family(keys: Iterable[str], family: str) -> None:
     candidate, key = found
     if family not in candidate.families:
         raise UserError(
-            f"looks like {candidate.title} checkpoint (has {key}), not {family}; give --from {candidate.families[0]}"
+            f"looks like {candidate.title} checkpoint (has {key}), not {family}; give --from {candidate.families[0]} "
+            f"(for a teacher --teacher.family {candidate.families[0]})"
         )

@@ -206,4 +206,6 @@ def _pretraining_part(name: str) -> str:
         return "mask token: pre-training alone"
     if name.startswith(("decoders.attention", "decoders.hidden")):
         return "adapter or extra block of the distillation: pre-training alone"
+    if name.startswith(("projector.", "predictor.", "momentum_")):
+        return "momentum encoder, projectors and predictor: pre-training alone"
     return "decoder: pre-training alone"

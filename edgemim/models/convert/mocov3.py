@@ -10,9 +10,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from edgemim.models.convert.plain import encoder_step
-from edgemim.models.convert.plan import Drop, Move, Plan, make_plan
+from edgemim.models.convert.plan import ENCODER, Move, Plan, make_plan
 
 _BASE, _MOMENTUM = "base_encoder.", "momentum_encoder."
+_PROJECTIONS = {
+    "base_encoder.head.": "projector.",
+    "momentum_encoder.head.": "momentum_projector.",
+    "predictor.": "predictor.",
+}
 
 
 def plan_mocov3(weights: Mapping[str, Tensor]) -> Plan:
@@ -22,16 +27,15 @@ def plan_mocov3(weights: Mapping[str, Tensor]) -> Plan:
         UserError: on unknown tensors.
     """
     whole = any(key.startswith(_BASE) for key in weights)
+    return make_plan(weights, _step if whole else encoder_step, "mocov3")
 
-    def rule(key: str) -> Move | Drop | None:
-        if not whole:
-            return encoder_step(key)
-        if key.startswith(_MOMENTUM):
-            return Drop("the momentum encoder")
-        if key.startswith("predictor."):
-            return Drop("predictor of the other view")
-        if key.startswith(f"{_BASE}head."):
-            return Drop("projector")
-        return encoder_step(key.removeprefix(_BASE)) if key.startswith(_BASE) else None
 
-    return make_plan(weights, rule, "mocov3")
+def _step(key: str) -> Move | None:
+    for theirs, ours in _PROJECTIONS.items():
+        if key.startswith(theirs):
+            return Move(ours + key.removeprefix(theirs))
+    side = _BASE if key.startswith(_BASE) else _MOMENTUM
+    step = encoder_step(key.removeprefix(side)) if key.startswith(side) else None
+    if step is None or side == _BASE:
+        return step
+    return Move(step.name.replace(ENCODER, "momentum_encoder.vit."))
