@@ -43,8 +43,9 @@ class HogTarget:
         return patchify(self.histograms(images).flatten(1, 2), _CELLS, channels_first=True)
 
     def histograms(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 bins rows columns"]:
-        """Histograms of every cell, each of Euclidean length 1 over its bins."""
-        gx, gy = _sobel(images.float())
+        """Histograms of every cell, each of Euclidean length 1 over its bins; float32, whatever the step computes in."""
+        with torch.autocast(images.device.type, enabled=False):
+            gx, gy = _sobel(images.float())
         # atan2(gx, gy), not (gy, gx), and bins modulo half a turn: the published code's convention.
         bins = (torch.atan2(gx, gy) / math.pi * self.bins).floor().long() % self.bins
         strength = torch.hypot(gx, gy) * self._weights(images)

@@ -37,3 +37,10 @@ def test_a_patch_holds_its_own_cells() -> None:
     for patch in (0, 6, 15):
         top, left = 2 * (patch // 4), 2 * (patch % 4)
         assert torch.equal(rows[0, patch], cells[:, top : top + 2, left : left + 2].flatten())
+
+
+def test_a_step_in_bfloat16_sees_the_same_histograms() -> None:
+    images = NORMALIZATION.apply(pixels(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = HogTarget(8).histograms(images)
+    assert torch.equal(found, HogTarget(8).histograms(images))
