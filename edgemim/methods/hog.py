@@ -12,6 +12,7 @@ from torch import Tensor
 
 from edgemim.errors import UserError
 from edgemim.models.encoder import TokenMask, patchify
+from edgemim.training.precision import full_precision
 
 _CELLS = 2
 
@@ -44,7 +45,7 @@ class HogTarget:
 
     def histograms(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 bins rows columns"]:
         """Histograms of every cell, each of Euclidean length 1 over its bins; float32, whatever the step computes in."""
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             gx, gy = _sobel(images.float())
         # atan2(gx, gy), not (gy, gx), and bins modulo half a turn: the published code's convention.
         bins = (torch.atan2(gx, gy) / math.pi * self.bins).floor().long() % self.bins
