@@ -25,7 +25,9 @@ from edgemim.models.sizes import EncoderConfig, VitConfig
 from edgemim.models.weights import save_model
 from edgemim.run import RunRecord
 from edgemim.tasks.task import spread_over_classes, stratified_split
-from edgemim.teachers import TeacherConfig
+from edgemim.teachers import Teacher, TeacherConfig
+from edgemim.teachers.cache_plan import check_cacheable
+from edgemim.teachers.cached import CachedTeacher, open_cached
 from edgemim.training.distributed import World, open_world
 from edgemim.training.optim import build_adamw
 from edgemim.training.recipe import Plan, TrainingConfig
@@ -49,6 +51,13 @@ class PretrainConfig(TrainingConfig):
     """The network that is trained."""
     teacher: TeacherConfig | None = None
     """The frozen model that features are distilled from, for methods that have one."""
+    teacher_cache: Path | None = None
+    """Folder in which the teacher's features are kept, a row an image, over epochs and runs; for methods that read
+    features of the whole image, with --transform.crop none --transform.no-flip."""
+    teacher_cache_limit_gib: float = pydantic.Field(default=20.0, gt=0)
+    """Largest size of such a cache."""
+    teacher_cache_upfront: bool = False
+    """Compute all features before the first step; else each when it is first needed."""
     transform: PretrainTransform = PretrainTransform()
     """Augmentation."""
     epochs: float = pydantic.Field(default=400.0, gt=0)
@@ -76,12 +85,16 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         raise UserError("give --data DIR, a folder of images")
     # Written down in full: later verbs find the images from wherever they are called.
     data = config.data.absolute()
-    config = config.model_copy(update={"data": data})
+    cache = None if config.teacher_cache is None else config.teacher_cache.absolute()
+    config = config.model_copy(update={"data": data, "teacher_cache": cache})
+    _check_cache(config)
     with open_world(config.device) as world:
         splits = find_splits(data)
         folder = scan_folder(splits.get("train", data), progress=world.is_main)
         torch.manual_seed(config.seed)
         teacher = build_teacher(config, world.device)
+        if config.teacher_cache is not None:
+            teacher = cache_teacher(config, config.teacher_cache, teacher, folder, world)
         model = build(config, world.device, teacher)
         plan = Plan.of(config, steps_per_epoch(len(folder), config.batch_size))
         out, lock = open_run_folder("pretrain", config, world)
@@ -90,7 +103,14 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                 if teacher is not None and world.is_main:
                     record.results["teacher"] = teacher.summary
                     print(f"teacher: {teacher.summary}")
-                _train(config, model, folder, splits.get("val"), plan, world, record)
+                cached = teacher if isinstance(teacher, CachedTeacher) else None
+                if cached is not None and config.teacher_cache_upfront:
+                    cached.fill(folder, config.transform, config.encoder.image_size, (world.rank, world.size))
+                try:
+                    _train(config, model, folder, splits.get("val"), plan, world, record, cached)
+                finally:
+                    if cached is not None:
+                        record.results["teacher_cache"] = cached.facts()
         finally:
             if lock is not None:
                 lock.release()
@@ -116,6 +136,34 @@ def build_teacher(config: PretrainConfig, device: torch.device) -> nn.Module | N
     return config.method.build_teacher(config.teacher, config.encoder).to(device)
 
 
+def _check_cache(config: PretrainConfig) -> None:
+    """Refuse a cache that would be wrong before anything is loaded. Raises UserError."""
+    if config.teacher_cache is None:
+        return
+    if config.teacher is None or config.method.teacher_kind != "features":
+        reason = "no --teacher is given" if config.teacher is None else "its target depends on the mask"
+        raise UserError(
+            f"--teacher-cache keeps features of whole images, which method {config.method.name} does not read here: "
+            f"{reason}; leave it out, or give --method feature_distill --teacher NAME"
+        )
+    check_cacheable(config.transform)
+
+
+def cache_teacher(
+    config: PretrainConfig, root: Path, teacher: nn.Module | None, folder: ImageFolder, world: World
+) -> CachedTeacher:
+    """The teacher with its features kept below `root`; says first how large they are. Raises UserError if too large."""
+    assert isinstance(teacher, Teacher)
+    size, limit = config.encoder.image_size, config.teacher_cache_limit_gib
+    opened: list[CachedTeacher] = []
+
+    def open_first() -> None:
+        opened.append(open_cached(teacher, root, folder, config.transform, size, limit_gib=limit, announce=True))
+
+    world.on_main(open_first)
+    return opened[0] if opened else open_cached(teacher, root, folder, config.transform, size, limit_gib=limit)
+
+
 def _train(
     config: PretrainConfig,
     model: PretrainObjective,
@@ -124,13 +172,14 @@ def _train(
     plan: Plan,
     world: World,
     record: RunRecord,
+    cached: CachedTeacher | None = None,
 ) -> None:
     transform = config.method.build_transform(config.transform, config.encoder.image_size)
     optimizer = build_adamw(model, weight_decay=config.weight_decay, betas=config.betas)
     workers = config.reader_processes(world.size)
 
     def batches(start: int) -> Any:
-        return build_loader(
+        stream = build_loader(
             folder,
             transform,
             batch_size=config.batch_size,
@@ -143,6 +192,7 @@ def _train(
             workers=workers,
             pin_memory=world.device.type == "cuda",
         )
+        return stream if cached is None else cached.follow(stream)
 
     watch = _Watch(config, model, folder, val, plan, world, record)
     trainer, _ = run_training(

@@ -90,7 +90,7 @@ class TrainingConfig(Config):
 # Keys that may differ between a run and its resumption: they change neither the weights nor their order of steps.
 FREE_TO_CHANGE = frozenset(
     "out resume overwrite allow_change workers device log_every checkpoint_minutes checkpoint_epochs "
-    "keep_checkpoints max_unreadable picture_every knn_every".split()
+    "keep_checkpoints max_unreadable picture_every knn_every teacher_cache_limit_gib teacher_cache_upfront".split()
 )
 
 
