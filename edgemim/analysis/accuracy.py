@@ -16,20 +16,27 @@ from edgemim.tasks.classification import ClassificationTask
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """Figures in percent; `confusion[i, j]` counts images of class i named j."""
+    """Figures in percent; `confusion[i, j]` counts images of class i named j.
+
+    `top5` is None for five classes or fewer, of which it would always be 100.
+    """
 
     top1: float
-    top5: float
+    top5: float | None
     images: int
     per_class: dict[str, float]
     confusion: np.ndarray
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
+    @property
+    def tops(self) -> dict[str, float]:
+        """top1, and top5 where it says something."""
+        return {"top1": self.top1} | ({} if self.top5 is None else {"top5": self.top5})
+
     def as_dict(self) -> dict[str, object]:
         """Plain values for run.json."""
         return {
-            "top1": self.top1,
-            "top5": self.top5,
+            **self.tops,
             "images": self.images,
             "per_class": self.per_class,
             "skipped": [list(pair) for pair in self.skipped],
@@ -41,8 +48,9 @@ def evaluate_classifier(task: ClassificationTask, batches: Iterable[Batch], devi
     """Measure a task on labelled images. Raises UserError if there is none, or the logits are not finite."""
     classes = len(task.labels)
     top1 = MulticlassAccuracy(num_classes=classes, average="micro")
-    top5 = MulticlassAccuracy(num_classes=classes, top_k=min(5, classes), average="micro")
+    top5 = MulticlassAccuracy(num_classes=classes, top_k=5, average="micro") if classes > 5 else None
     confusion = MulticlassConfusionMatrix(num_classes=classes)
+    metrics = [top1, confusion, *([] if top5 is None else [top5])]
     images, skipped = 0, []
     task.eval()
     for batch in batches:
@@ -52,7 +60,7 @@ def evaluate_classifier(task: ClassificationTask, batches: Iterable[Batch], devi
         logits = task.predict(batch.images.to(device)).cpu()
         if not torch.isfinite(logits).all():
             raise UserError("the model's outputs are not finite: it diverged, or its weights are damaged")
-        for metric in (top1, top5, confusion):
+        for metric in metrics:
             metric.update(logits, batch.labels)
         images += len(batch.images)
     if not images:
@@ -60,4 +68,5 @@ def evaluate_classifier(task: ClassificationTask, batches: Iterable[Batch], devi
     matrix = confusion.compute().numpy()
     counts = matrix.sum(1)
     per_class = {label: 100 * float(matrix[i, i] / counts[i]) for i, label in enumerate(task.labels) if counts[i] > 0}
-    return AccuracyReport(100 * float(top1.compute()), 100 * float(top5.compute()), images, per_class, matrix, skipped)
+    fifth = None if top5 is None else 100 * float(top5.compute())
+    return AccuracyReport(100 * float(top1.compute()), fifth, images, per_class, matrix, skipped)

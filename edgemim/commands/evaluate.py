@@ -65,6 +65,6 @@ def _show(report: AccuracyReport) -> None:
         table.add_row(f"({len(worst) - 20} better classes)", "")
     table.add_row("all", f"{report.top1:.2f}", style="bold")
     Console().print(table)
-    print(f"top-1 {report.top1:.2f} %, top-5 {report.top5:.2f} %")
+    print(", ".join(f"{name.replace('top', 'top-')} {value:.2f} %" for name, value in report.tops.items()))
     for path, reason in report.skipped[:10]:
         print(f"skipped {path}: {reason}")

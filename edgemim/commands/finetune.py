@@ -248,7 +248,7 @@ def _train(config: FinetuneConfig, task: ClassificationTask, plan: Plan, world: 
         if config.evaluate_every <= 0 or epoch % every or step == plan.total_steps:
             return {}
         report = evaluate()
-        return {"val_top1": report.top1, "val_top5": report.top5}
+        return {f"val_{name}": value for name, value in report.tops.items()}
 
     trainer, _ = run_training(
         task,
@@ -259,7 +259,7 @@ def _train(config: FinetuneConfig, task: ClassificationTask, plan: Plan, world: 
         record,
         batches=batches,
         data_fingerprint=data.train.fingerprint,
-        hooks=[after_epoch],
+        evaluations=[after_epoch],
     )
     if world.is_main:
         task.model.load_state_dict(trainer.exported_state())

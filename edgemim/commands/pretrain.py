@@ -204,7 +204,8 @@ def _train(
         record,
         batches=batches,
         data_fingerprint=folder.fingerprint,
-        hooks=[watch.after_epoch],
+        hooks=[watch.picture],
+        evaluations=[watch.knn],
     )
     if world.is_main:
         facts = {
@@ -236,16 +237,18 @@ class _Watch:
         self._folder = folder
         self._bank, self._queries = _knn_parts(folder, val, config.seed) if world.is_main else (None, None)
 
-    def after_epoch(self, epoch: int, step: int) -> dict[str, float]:
-        """Hook of the loop: what is due after this epoch, and always after the last."""
-        last = step == self.plan.total_steps
-        if _due(epoch, self.config.picture_every, last):
+    def picture(self, epoch: int, step: int) -> dict[str, float]:
+        """Hook of the loop: a picture if it is due after this epoch, and always after the last."""
+        if _due(epoch, self.config.picture_every, step == self.plan.total_steps):
             self._paint(step)
-        if self._bank is not None and _due(epoch, self.config.knn_every, last):
-            accuracy = self._knn()
-            self.record.results["knn_top1"] = accuracy
-            return {"knn_top1": accuracy}
         return {}
+
+    def knn(self, epoch: int, step: int) -> dict[str, float]:
+        """Evaluation of the loop: the k-NN figure, likewise."""
+        if self._bank is None or not _due(epoch, self.config.knn_every, step == self.plan.total_steps):
+            return {}
+        self.record.results["knn_top1"] = accuracy = self._knn()
+        return {"knn_top1": accuracy}
 
     def _paint(self, step: int) -> None:
         chosen = np.linspace(0, len(self._folder) - 1, min(_PICTURES, len(self._folder))).astype(int)

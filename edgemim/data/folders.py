@@ -80,21 +80,28 @@ class ImageFolder:
     def with_classes(self, classes: Sequence[str]) -> ImageFolder:
         """The same folder with labels numbered as in `classes`, e.g. a validation set as its training set.
 
-        Raises UserError if the folder has no classes, or one that is not among `classes`.
+        A folder of one class, too, which alone makes none. Raises UserError if the folder has no classes, or one that is
+        not among `classes`.
         """
-        if not self.classes:
+        names = self.classes or self._lone_folder()
+        if not names:
             raise UserError(f"{self.root} has no classes: put its images into one folder a class")
         place = {name: number for number, name in enumerate(classes)}
-        unknown = [name for name in self.classes if name not in place]
+        unknown = [name for name in names if name not in place]
         if unknown:
             raise UserError(
                 f"{self.root} holds class {unknown[0]!r}, which is not one of the {len(place)} known classes"
             )
         folder = self.select(np.arange(len(self)))
         folder.classes = tuple(classes)
-        folder.labels = np.array([place[name] for name in self.classes], np.int32)[self.labels]
+        folder.labels = np.array([place[name] for name in names], np.int32)[np.maximum(self.labels, 0)]
         folder.fingerprint = _fingerprint([_bytes(self.fingerprint)], folder.classes)
         return folder
+
+    def _lone_folder(self) -> tuple[str, ...]:
+        """The first-level folder that all images lie in, if there is but one."""
+        found = {self.path(i).relative_to(self.root).parts[:-1][:1] for i in range(len(self))}
+        return found.pop() if len(found) == 1 else ()
 
 
 def scan_folder(root: str | Path, *, cache: bool = True, progress: bool = False) -> ImageFolder:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -33,3 +36,18 @@ class MovingAverage(AveragedModel):
             mine.copy_(theirs)
         self._begun = True
         self.n_averaged += 1
+
+    @contextmanager
+    def standing_in(self, model: nn.Module) -> Iterator[None]:
+        """Meanwhile the model holds the average; then its own weights again, in the storage where they were."""
+        mine, theirs = ((*part.parameters(), *part.buffers()) for part in (self.module, model))
+
+        def exchange() -> None:
+            for one, other in zip(mine, theirs, strict=True):
+                one.data, other.data = other.data, one.data
+
+        exchange()
+        try:
+            yield
+        finally:
+            exchange()

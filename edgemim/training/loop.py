@@ -59,7 +59,10 @@ class Outcome:
 
 
 EpochHook = Callable[[int, int], dict[str, float]]
-"""(finished epochs, step) -> figures to log; runs on the main rank alone, after the epoch's checkpoint."""
+"""(finished epochs, step) -> figures to log; runs on the main rank alone, after the epoch's checkpoint.
+
+A hook sees the weights that are trained, an evaluation those that the run hands on: the moving average, if one is kept.
+"""
 
 
 class Trainer:
@@ -77,9 +80,10 @@ class Trainer:
         data_fingerprint: str,
         label: str,
         hooks: Sequence[EpochHook] = (),
+        evaluations: Sequence[EpochHook] = (),
     ) -> None:
         self.objective, self.optimizer, self.config, self.plan, self.world = objective, optimizer, config, plan, world
-        self.folder, self.label, self.hooks = folder, label, tuple(hooks)
+        self.folder, self.label, self.hooks, self.evaluations = folder, label, tuple(hooks), tuple(evaluations)
         self.checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints)
         self.settings = {**config.model_dump(mode="json"), "data": data_fingerprint, "world_size": world.size}
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
@@ -278,7 +282,9 @@ class Trainer:
             try:
                 # Weights rest meanwhile: a signal cuts the hook short, however long it would take.
                 with self.world.stop.raising(True):
-                    self._run_hooks(done, log)
+                    self._run_hooks(self.hooks, done, log)
+                    with nullcontext() if self.ema is None else self.ema.standing_in(self.objective.exported):
+                        self._run_hooks(self.evaluations, done, log)
             except (SavedOnSignal, Interrupted):
                 if not self._asked_to_stop:
                     raise
@@ -287,8 +293,8 @@ class Trainer:
                 self._save(done, must=True)
             self._leave()
 
-    def _run_hooks(self, done: int, log: MetricsLog) -> None:
-        for hook in self.hooks:
+    def _run_hooks(self, hooks: Sequence[EpochHook], done: int, log: MetricsLog) -> None:
+        for hook in hooks:
             try:
                 figures = hook(done // self.plan.steps_per_epoch, done)
             except OSError as error:  # a picture that finds no room is no reason to stop

@@ -88,6 +88,7 @@ def run_training(
     batches: Callable[[int], Iterable[BatchLike]],
     data_fingerprint: str,
     hooks: Sequence[EpochHook] = (),
+    evaluations: Sequence[EpochHook] = (),
 ) -> tuple[Trainer, Outcome]:
     """Resume if asked, train to the end of the plan, and put the figures into the record whatever happens.
 
@@ -105,6 +106,7 @@ def run_training(
         data_fingerprint=data_fingerprint,
         label=record.verb,
         hooks=hooks,
+        evaluations=evaluations,
     )
     start = trainer.restore() if resumes(config) else 0
     record.begin()

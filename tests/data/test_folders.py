@@ -276,6 +276,18 @@ def test_labels_numbered_as_in_another_set(tmp_path):
         scan_folder(tmp_path / "val" / "c").with_classes(train.classes)
 
 
+def test_a_folder_of_one_class_is_labelled_as_one_of_the_sets(tmp_path):
+    grow(tmp_path, "train/a/1.png", "train/b/1.png", "val/b/x/2.png", "val/b/3.png", "odd/z/4.png", "mixed/b/1.png")
+    train, val = scan_folder(tmp_path / "train"), scan_folder(tmp_path / "val")
+    assert val.classes == ()
+    assert val.with_classes(train.classes).labels.tolist() == [1, 1]
+    with pytest.raises(UserError, match="class 'z', which is not one of the 2 known"):
+        scan_folder(tmp_path / "odd").with_classes(train.classes)
+    grow(tmp_path, "mixed/5.png")
+    with pytest.raises(UserError, match="no classes"):
+        scan_folder(tmp_path / "mixed").with_classes(train.classes)
+
+
 # Memory
 
 

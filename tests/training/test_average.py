@@ -59,3 +59,22 @@ def test_the_model_itself_is_untouched() -> None:
     average.update(model_at(1.0), GOOD)
     assert float(model.weight.detach()[0, 0]) == 3.0
     assert average.module is not model
+
+
+def test_it_stands_in_for_the_weights_and_leaves_them_as_they_were() -> None:
+    model = torch.nn.Sequential(model_at(3.0), torch.nn.BatchNorm1d(1))
+    average = MovingAverage(model, decay=0.5)
+    average.update(torch.nn.Sequential(model_at(9.0), torch.nn.BatchNorm1d(1)), GOOD)
+    before = {name: (value.data_ptr(), value.clone()) for name, value in model.state_dict().items()}
+
+    def interrupted() -> None:
+        with average.standing_in(model):
+            assert float(model[0].bias.detach()) == -9.0  # pyright: ignore
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    for name, value in model.state_dict().items():
+        assert value.data_ptr() == before[name][0]
+        assert torch.equal(value, before[name][1])
+    assert float(average.module[0].bias.detach()) == -9.0  # pyright: ignore

@@ -63,11 +63,14 @@ def classifier() -> Objective:
 OBJECTIVES = [mae, distilled, classifier]
 
 
-def trainer_of(objective: Objective, folder: Path, *, hooks: Any = (), data: str = "data", **changes: Any) -> Trainer:
+def trainer_of(
+    objective: Objective, folder: Path, *, hooks: Any = (), evaluations: Any = (), data: str = "data", **changes: Any
+) -> Trainer:
     config = TrainingConfig.model_validate({**SETTINGS, **changes})
     plan = Plan.of(config, 2)
     optimizer = build_adamw(objective, weight_decay=config.weight_decay, betas=config.betas)
-    return Trainer(objective, optimizer, config, plan, ALONE, folder, data_fingerprint=data, label="test", hooks=hooks)
+    watching = {"hooks": hooks, "evaluations": evaluations}
+    return Trainer(objective, optimizer, config, plan, ALONE, folder, data_fingerprint=data, label="test", **watching)
 
 
 def train(objective: Objective, folder: Path, stop: int = STEPS, **changes: Any) -> Trainer:
@@ -346,6 +349,33 @@ def test_hooks_come_after_each_epoch_in_evaluation_mode(tmp_path: Path) -> None:
     train(objective, tmp_path, hooks=[hook])
     assert calls == [(1, 2, False), (2, 4, False), (3, 6, False), (4, 8, False)]
     assert '"knn_top1": 4.0' in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_evaluations_see_the_weights_that_the_run_hands_on(tmp_path: Path) -> None:
+    """With a moving average: accuracy is its, pictures are of what is trained, and training goes on as without them."""
+    plain = train(mae(), tmp_path / "plain", ema_decay=0.5)
+    objective, trained, evaluated = mae(), [], []
+
+    def weight() -> float:
+        return float(next(objective.exported.parameters()).detach().sum())
+
+    def hook(epoch: int, step: int) -> dict[str, float]:
+        trained.append(weight())
+        return {}
+
+    def evaluation(epoch: int, step: int) -> dict[str, float]:
+        evaluated.append(weight())
+        return {"knn_top1": 1.0}
+
+    watched = train(objective, tmp_path / "watched", ema_decay=0.5, hooks=[hook], evaluations=[evaluation])
+    assert len(set(trained)) == len(set(evaluated)) == 4
+    assert not set(trained) & set(evaluated)
+    assert watched.ema is not None
+    assert evaluated[-1] == float(next(watched.ema.module.parameters()).detach().sum())
+    assert trained[-1] == weight()
+    for ours, theirs in ((watched.exported_state(), plain.exported_state()), (objective, plain.objective)):
+        ours, theirs = (x if isinstance(x, dict) else x.state_dict() for x in (ours, theirs))
+        assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
 
 
 def test_checkpoints_come_when_due(tmp_path: Path) -> None:

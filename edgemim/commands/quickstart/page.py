@@ -172,9 +172,10 @@ def _spread(figures: list[float]) -> str:
 def _shown_model(report: Report, outcome: Outcome) -> None:
     report.section("The exported model")
     first, figures = outcome.config.seeds[0], outcome.evaluated
+    fifth = f", top-5 {figures['top5']:.1f} %" if "top5" in figures else ""
     report.text(
         f"From here on: {ARMS[SHOWN_ARM]}, seed {first}, fixed beforehand and not picked by its test figure. "
-        f"Top-1 {figures['top1']:.1f} %, top-5 {figures['top5']:.1f} %."
+        f"Top-1 {figures['top1']:.1f} %{fifth}."
     )
     counts = np.asarray(figures["confusion"])
     report.figure(
