@@ -111,7 +111,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _reason(error: Exception) -> str:
     """Why torch did not read a file: what a pickle names that is no tensor, else the message's first line."""
     text = re.sub(r"\x1b\[[\d;]*m", "", str(error))
-    named = re.search(r"Unsupported (?:global|class|operand)[^:]*: (?:GLOBAL )?([\w.]+)", text)
+    named = re.search(r"GLOBAL ([\w.]+)", text)
     if named:
         return f"it names {named[1]}"
     return text.splitlines()[0] if text else type(error).__name__
