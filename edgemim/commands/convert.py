@@ -37,7 +37,7 @@ class ConvertConfig(Config):
 
     file: Annotated[Path | None, tyro.conf.Positional] = None
     """The checkpoint: .safetensors, a pickle of tensors (.pth, .pt), or PaddlePaddle's arrays (.pdparams)."""
-    family: Annotated[FamilyName | None, tyro.conf.arg(name="from")] = None
+    family: Annotated[FamilyName | None, tyro.conf.arg(name="from", aliases=["--family"])] = None
     """Whose code wrote it (D-MAE's and D2-MAE's wrappers are mae-lite's)."""
     heads: int | None = pydantic.Field(default=None, ge=1)
     """Attention heads, which no file tells; default what the family has at this width."""
