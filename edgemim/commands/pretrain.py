@@ -87,6 +87,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     data = config.data.absolute()
     cache = None if config.teacher_cache is None else config.teacher_cache.absolute()
     config = config.model_copy(update={"data": data, "teacher_cache": cache})
+    config.method.check(config.encoder)
     _check_cache(config)
     with open_world(config.device) as world:
         splits = find_splits(data)

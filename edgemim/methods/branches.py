@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from edgemim.errors import UserError
-from edgemim.methods.decoders import DecoderConfig, LinearDecoder, Pick
-from edgemim.methods.masking import Masking
+from edgemim.methods.decoders import DecoderConfig, LinearDecoder, Pick, final_tokens
+from edgemim.methods.masking import Masking, masking_for
 from edgemim.methods.pretraining import PretrainObjective
 from edgemim.methods.targets import Derived, PixelTarget, Target
 from edgemim.models.encoder import Encoder, Features, TokenMask
@@ -50,13 +50,15 @@ def patch_branch(
 ) -> Branch:
     """A branch that predicts something of every patch: from `neck`, or from block `tap` (default the last).
 
-    The last block's tokens pass the encoder's final norm, an earlier one's are read as the block left them.
+    The last block's tokens pass the encoder's final norm (a hierarchical encoder's are fused with those of earlier
+    stages before), an earlier one's are read as the block left them.
     """
     size = encoder.config
     if neck is None:
-        tap = size.depth if tap is None else tap
-        neck = Pick(tap, normed=tap == size.depth)
-    return Branch(name, decoder.build(neck, size.width, target.channels, size.grid), target, loss, weight, score)
+        neck = final_tokens(size) if tap is None or tap == size.depth else Pick(tap, normed=False)
+    width = size.width_at(neck.taps[0]) if isinstance(neck, Pick) else size.width
+    made = decoder.build(neck, width, target.channels, size.grid, prefix=size.prefix, learn_positions=size.hierarchical)
+    return Branch(name, made, target, loss, weight, score)
 
 
 class MaskedImageModel(PretrainObjective):
@@ -76,6 +78,7 @@ class MaskedImageModel(PretrainObjective):
         neck: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        masking = masking_for(masking, encoder.config)
         masking.check(encoder.config.tokens)
         _check(branches, drops=drop and masking.ratio > 0)
         self.encoder = encoder

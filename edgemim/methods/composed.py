@@ -26,13 +26,14 @@ from edgemim.config import Config
 from edgemim.errors import UserError
 from edgemim.methods.branches import Branch, LossName, MaskedImageModel, Score, patch_branch
 from edgemim.methods.decoders import DecoderConfig, Fuse, LinearDecoderConfig, Pick, TransformerDecoderConfig
-from edgemim.methods.masking import BlockMasking, Masking, RandomMasking, UnitMasking
-from edgemim.methods.method import Method, TeacherKind
+from edgemim.methods.distill import check_maps
+from edgemim.methods.masking import BlockMasking, Masking, RandomMasking, UnitMasking, masking_for
+from edgemim.methods.method import KEEPS_HIDDEN, Method, TeacherKind, check_on_grid, refuse_hierarchical
 from edgemim.methods.named_targets import AttentionTargetConfig, Kit, NamedTarget, PixelTargetConfig, TargetConfig
 from edgemim.methods.reconstruction import FrozenReconstruction, reconstruction_teacher
 from edgemim.models.encoder import Encoder
 from edgemim.models.normalization import Normalization
-from edgemim.models.sizes import VitConfig
+from edgemim.models.sizes import EncoderSize
 from edgemim.teachers import CheckpointTeacher, EfficientNetLiteTeacher, MaskedTeacher, TimmTeacher
 
 _NEEDS: dict[TeacherKind, str] = {
@@ -102,11 +103,19 @@ class BranchConfig(Config):
                 f"branch '{self.label}': 'tap' 0 are the embeddings, which have no attention; take 1 or more"
             )
 
-    def check(self, depth: int) -> None:
-        """Raises UserError on a block that the encoder does not have."""
+    def check(self, size: EncoderSize) -> None:
+        """Raises UserError on a block that the encoder does not have, or that cannot be read in this way."""
         for key, block in [("tap", self.tap), *(("fuse", block) for block in self.fuse)]:
-            if block is not None and block > depth:
-                raise UserError(f"branch '{self.label}': '{key}' {block} is not there; the encoder has {depth} blocks")
+            if block is not None and block > size.depth:
+                raise UserError(
+                    f"branch '{self.label}': '{key}' {block} is not there; the encoder has {size.depth} blocks"
+                )
+        if self.fuse:
+            refuse_hierarchical("composed", size, f"branch '{self.label}' fuses blocks, which must have one width")
+        if self.tap is not None and self.target.patchwise:
+            check_on_grid("composed", size, [self.tap], key=f"tap' of branch '{self.label}")
+        if self.tap is not None and isinstance(self.target, AttentionTargetConfig) and not self.target.extra_block:
+            check_maps(size, [self.tap], "the student")
 
     def build(self, encoder: Encoder, kit: Kit, decoder: DecoderConfig) -> Branch:
         """Compose the branch; `decoder` is the default. Raises UserError on a teacher that does not fit."""
@@ -203,8 +212,15 @@ class ComposedConfig(Method):
         kinds: list[TeacherKind] = [branch.target.teacher_kind for branch in self.branches]
         return next((kind for kind in kinds if kind != "none"), "none")
 
+    def check(self, size: EncoderSize) -> None:
+        """Raises UserError on blocks that the encoder does not have, or hidden patches that it cannot keep."""
+        if not self.drop:
+            refuse_hierarchical(self.name, size, KEEPS_HIDDEN)
+        masking_for(self._masking(size), size)
+        self._check_blocks(size)
+
     def build_teacher(
-        self, teacher: TimmTeacher | CheckpointTeacher | EfficientNetLiteTeacher, size: VitConfig
+        self, teacher: TimmTeacher | CheckpointTeacher | EfficientNetLiteTeacher, size: EncoderSize
     ) -> nn.Module:
         """The frozen teacher. Raises UserError if no branch reads one, on one that does not fit, or on blocks that
         the encoder does not have."""
@@ -220,7 +236,7 @@ class ComposedConfig(Method):
 
     def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
         """Compose the model. Raises UserError without the teacher that a branch reads, or on blocks that are not there."""
-        self._check_blocks(encoder.config)
+        self.check(encoder.config)
         self._check_given(teacher)
         targets: list[NamedTarget] = [branch.target for branch in self.branches]
         kit = Kit(encoder.config, normalization, teacher, targets)
@@ -228,9 +244,9 @@ class ComposedConfig(Method):
         branches = [branch.build(encoder, kit, decoder) for branch in self.branches]
         return MaskedImageModel(encoder, self._masking(encoder.config), branches, normalization, drop=self.drop)
 
-    def _check_blocks(self, size: VitConfig) -> None:
+    def _check_blocks(self, size: EncoderSize) -> None:
         for branch in self.branches:
-            branch.check(size.depth)
+            branch.check(size)
 
     def _check_given(self, teacher: nn.Module | None) -> None:
         kind = self.teacher_kind
@@ -244,7 +260,7 @@ class ComposedConfig(Method):
             branch = next(branch for branch in self.branches if branch.target.teacher_kind == kind)
             raise UserError(f"branch '{branch.label}' of target {branch.target.name} needs {_NEEDS[kind]}")
 
-    def _masking(self, size: VitConfig) -> Masking:
+    def _masking(self, size: EncoderSize) -> Masking:
         if self.masking == "unit":
             return UnitMasking(ratio=self.mask_ratio, unit=self.unit or 2, grid=size.grid)
         if self.masking == "block":

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import pydantic
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from edgemim.config import Config, Presets
 from edgemim.models.encoder import Features, TokenMask, initialise_linear
 from edgemim.models.position import sincos_positions
+from edgemim.models.sizes import EncoderSize, HieraConfig
 
 
 class Pick(nn.Module):
@@ -28,6 +30,46 @@ class Pick(nn.Module):
         """Tokens, class token first."""
         (tap,) = self.taps
         return features.normed(tap) if self.normed else features.tokens[tap]
+
+
+class FuseStages(nn.Module):
+    """Hiera's neck (arXiv 2306.00989, its masked autoencoder): z = norm(x_tap + sum_s conv_s(x_s)).
+
+    s are the last blocks of the stages that come before a halving of the grid; conv_s makes one token of the final width
+    of the k x k that a patch still is there. A tap before the last stage gets a convolution too, of 1 x 1 as a rule
+    (ours; the published model fuses into the last block). The norm is the encoder's final one.
+    """
+
+    def __init__(self, size: HieraConfig, tap: int) -> None:
+        super().__init__()
+        ends = [end for end in size.stage_ends[: size.q_pool] if end < tap]
+        self.taps = (*ends, tap)
+        self._as_it_is = (size.width_at(tap), size.split_at(tap)) == (size.width, 1)
+        self.heads = nn.ModuleList(
+            nn.Conv2d(size.width_at(read), size.width, size.split_at(read), stride=size.split_at(read))
+            for read in (ends if self._as_it_is else self.taps)
+        )
+
+    def parts(self, features: Features) -> list[Float[Tensor, "b t width"]]:
+        """What is summed: of each stage, shallow to deep."""
+        parts = []
+        for tap, head in zip(self.taps, self.heads, strict=False):
+            assert isinstance(head, nn.Conv2d)
+            # A convolution whose windows do not overlap, as a matrix on the tokens of each patch.
+            tokens = features.tokens[tap].unflatten(1, (-1, head.weight.shape[2] * head.weight.shape[3])).flatten(2)
+            parts.append(F.linear(tokens, head.weight.permute(0, 2, 3, 1).flatten(1), head.bias))
+        return [*parts, features.tokens[self.taps[-1]]] if self._as_it_is else parts
+
+    def forward(self, features: Features) -> Float[Tensor, "b t width"]:
+        """Fused tokens, one for each visible patch."""
+        first, *others = self.parts(features)
+        return features.norm(sum(others, first))
+
+
+def final_tokens(size: EncoderSize, tap: int | None = None) -> nn.Module:
+    """The neck of a masked autoencoder's decoder: the last block's tokens (or another's) behind the final norm."""
+    tap = size.depth if tap is None else tap
+    return FuseStages(size, tap) if isinstance(size, HieraConfig) else Pick(tap)
 
 
 class Fuse(nn.Module):
@@ -56,7 +98,8 @@ class Fuse(nn.Module):
 class TransformerDecoder(nn.Module):
     """MAE's decoder (arXiv 2111.06377): visible tokens back in grid order, one mask token in the holes, blocks, linear.
 
-    Predicts [b, n, out] for all patches of the grid. Positions are fixed sine-cosine.
+    Predicts [b, n, out] for all patches of the grid. Positions are fixed sine-cosine, or learnt from N(0, 0.02) as in
+    Hiera's (arXiv 2306.00989).
     """
 
     def __init__(
@@ -70,12 +113,18 @@ class TransformerDecoder(nn.Module):
         depth: int,
         heads: int,
         mlp_ratio: float = 4.0,
+        prefix: int = 1,
+        learn_positions: bool = False,
     ) -> None:
         super().__init__()
         self.neck = neck
         self.embed = nn.Linear(in_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Buffer(sincos_positions(width, grid, prefix=1), persistent=False)
+        if learn_positions:
+            self.positions = nn.Parameter(torch.zeros(1, prefix + grid[0] * grid[1], width))
+            nn.init.trunc_normal_(self.positions, std=0.02)
+        else:
+            self.positions = nn.Buffer(sincos_positions(width, grid, prefix=prefix), persistent=False)
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm)  # pyright: ignore[reportArgumentType] (a factory will do)
@@ -146,8 +195,18 @@ class TransformerDecoderConfig(Config):
             raise ValueError(f"decoder width {self.width} is not a multiple of its heads {self.heads}")
         return self
 
-    def build(self, neck: nn.Module, in_width: int, out: int, grid: tuple[int, int]) -> TransformerDecoder:
-        """Make the decoder behind a neck of `in_width` channels that predicts `out` numbers a patch."""
+    def build(
+        self,
+        neck: nn.Module,
+        in_width: int,
+        out: int,
+        grid: tuple[int, int],
+        *,
+        prefix: int = 1,
+        learn_positions: bool = False,
+    ) -> TransformerDecoder:
+        """Make the decoder behind a neck of `in_width` channels and `prefix` class tokens that predicts `out` numbers a
+        patch."""
         return TransformerDecoder(
             neck,
             in_width,
@@ -157,6 +216,8 @@ class TransformerDecoderConfig(Config):
             depth=self.depth,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
+            prefix=prefix,
+            learn_positions=learn_positions,
         )
 
 
@@ -166,7 +227,16 @@ class LinearDecoderConfig(Config):
     name: Literal["linear"] = "linear"
     """The kind of decoder."""
 
-    def build(self, neck: nn.Module, in_width: int, out: int, grid: tuple[int, int]) -> LinearDecoder:
+    def build(
+        self,
+        neck: nn.Module,
+        in_width: int,
+        out: int,
+        grid: tuple[int, int],
+        *,
+        prefix: int = 1,
+        learn_positions: bool = False,
+    ) -> LinearDecoder:
         """Make the decoder behind a neck of `in_width` channels that predicts `out` numbers a patch."""
         return LinearDecoder(neck, in_width, out)
 

@@ -23,12 +23,12 @@ from edgemim.errors import UserError
 from edgemim.methods.branches import MaskedImageModel, patch_branch
 from edgemim.methods.decoders import DecoderConfig, TransformerDecoderConfig
 from edgemim.methods.masking import RandomMasking
-from edgemim.methods.method import Method, TeacherKind
+from edgemim.methods.method import Method, TeacherKind, check_on_grid
 from edgemim.methods.reconstruction import FrozenReconstruction, reconstruction_teacher
-from edgemim.methods.targets import Derived, FeatureTarget, PixelTarget, Target
+from edgemim.methods.targets import Derived, FeatureTarget, PixelTarget, Target, pixel_target
 from edgemim.models.encoder import Encoder, TokenMask
 from edgemim.models.normalization import Normalization
-from edgemim.models.sizes import VitConfig
+from edgemim.models.sizes import EncoderSize
 from edgemim.teachers import CheckpointTeacher, EfficientNetLiteTeacher, TimmTeacher
 
 
@@ -57,8 +57,12 @@ class DeepMimConfig(Method):
         kinds: dict[str, TeacherKind] = {"pixel": "none", "hybrid": "reconstruction", "feature": "features"}
         return kinds[self.target]
 
+    def check(self, size: EncoderSize) -> None:
+        """Raises UserError on blocks that are not there, or after which a patch is several tokens."""
+        check_on_grid(self.name, size, deep_taps(size.depth, self.taps))
+
     def build_teacher(
-        self, teacher: TimmTeacher | CheckpointTeacher | EfficientNetLiteTeacher, size: VitConfig
+        self, teacher: TimmTeacher | CheckpointTeacher | EfficientNetLiteTeacher, size: EncoderSize
     ) -> nn.Module:
         """The frozen teacher; for hybrid, a run of MAE with its decoder. Raises UserError on one that does not fit."""
         if self.target != "hybrid":
@@ -68,6 +72,7 @@ class DeepMimConfig(Method):
     def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
         """Compose the model. Raises UserError without the teacher that the target needs, or on odd taps."""
         size = encoder.config
+        self.check(size)
         taps, weights = deep_taps(size.depth, self.taps), self.weights
         if weights and len(weights) != len(taps):
             raise UserError(f"'weights' has {len(weights)} numbers for {len(taps)} blocks {list(taps)}")
@@ -82,10 +87,10 @@ class DeepMimConfig(Method):
         return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), branches, normalization)
 
     def _targets(
-        self, size: VitConfig, normalization: Normalization, teacher: nn.Module | None, count: int
+        self, size: EncoderSize, normalization: Normalization, teacher: nn.Module | None, count: int
     ) -> Sequence[Target]:
         if self.target == "pixel":
-            return [PixelTarget(size.patch_size, self.norm_pix_loss)] * count
+            return [pixel_target(size, self.norm_pix_loss)] * count
         if teacher is None:
             what = (
                 "a run of MAE (--teacher checkpoint --teacher.path RUN)"
@@ -125,10 +130,10 @@ class PixelsAndReconstruction:
 
 
 def hybrid_targets(
-    size: VitConfig, normalization: Normalization, model: FrozenReconstruction, count: int
+    size: EncoderSize, normalization: Normalization, model: FrozenReconstruction, count: int
 ) -> list[Target]:
     """Blends from all reconstruction (the shallowest) to all pixels (the deepest)."""
-    source = PixelsAndReconstruction(PixelTarget(size.patch_size, normalize=True), model, normalization)
+    source = PixelsAndReconstruction(pixel_target(size), model, normalization)
     return [source.blend(1.0 if count == 1 else g / (count - 1)) for g in range(count)]
 
 

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from edgemim.errors import UserError
 from edgemim.methods.branches import Branch, MaskedImageModel
-from edgemim.methods.decoders import DecoderConfig, Pick, TransformerDecoderConfig
+from edgemim.methods.decoders import DecoderConfig, TransformerDecoderConfig, final_tokens
 from edgemim.methods.mae import pixel_branch
 from edgemim.methods.masking import RandomMasking
 from edgemim.methods.method import Method, TeacherKind
 from edgemim.methods.targets import Derived
 from edgemim.models.encoder import Encoder, Features, TokenMask, initialise_linear
 from edgemim.models.normalization import Normalization
+from edgemim.models.sizes import EncoderSize
 from edgemim.teachers import MaskedTeacher
 
 Logits = Float[Tensor, "b heads t t"]
@@ -119,12 +120,12 @@ class TeacherPass:
 
     def logits(self, block: int) -> Derived:
         """Attention logits of a block as a target."""
-        tokens = self.teacher.config.tokens + 1
+        tokens = self.teacher.config.tokens + self.teacher.config.prefix
         return Derived(self, partial(_attention_of, block=block), channels=tokens)
 
     def hidden(self, tap: int) -> Derived:
         """Tokens after a block, behind the teacher's next norm, as a target."""
-        return Derived(self, partial(Features.entering, tap=tap), channels=self.teacher.config.width)
+        return Derived(self, partial(Features.entering, tap=tap), channels=self.teacher.config.width_at(tap))
 
 
 def _attention_of(features: Features, block: int) -> Logits:
@@ -160,23 +161,32 @@ class DMaeConfig(Method):
         """A vision transformer on the student's visible patches."""
         return "masked"
 
+    def check(self, size: EncoderSize) -> None:
+        """Raises UserError on layers of the student that are not there or have no attention map over all tokens."""
+        _within("student_layers", self.student_layers, "student", size.depth, first=1)
+        _within("hidden_student_layers", self.hidden_student_layers, "student", size.depth, first=0)
+        check_maps(size, self.student_layers, "the student")
+
     def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
-        """Compose the model. Raises UserError without a teacher, or on layers that are not there."""
+        """Compose the model. Raises UserError without a teacher, or on layers that are not there or do not match."""
         teacher = _checked(self.name, teacher)
         size, other = encoder.config, teacher.config
         students, teachers = self.student_layers or (size.depth,), self.teacher_layers or (other.depth,)
-        pairs = _pairs("student_layers", students, teachers, size.depth, other.depth, first=1)
+        pairs = _pairs("student_layers", students, teachers, size, other, first=1)
+        check_maps(size, students, "the student")
+        check_maps(other, teachers, "the teacher")
         hidden = (self.hidden_student_layers, self.hidden_teacher_layers)
-        tokens = _pairs("hidden_student_layers", *hidden, size.depth, other.depth, first=0)
+        tokens = _pairs("hidden_student_layers", *hidden, size, other, first=0)
+        check_tokens(size, other, [*pairs, *tokens])
         source = TeacherPass(teacher, normalization, tuple(t for _, t in tokens), tuple(t for _, t in pairs))
         branches = [pixel_branch(encoder, self.decoder, self.norm_pix_loss, weight=1.0)]
         for student, taught in pairs:
-            mixer = HeadMixer(BlockLogits(student), size.heads, other.heads)
+            mixer = HeadMixer(BlockLogits(student), size.heads_at(student), other.heads_at(taught))
             branches.append(
                 _match(f"attention_{student}_{taught}", mixer, source.logits(taught), self.attention_weight)
             )
         for student, taught in tokens:
-            adapter = HiddenAdapter(student, size.width, other.width)
+            adapter = HiddenAdapter(student, size.width_at(student), other.width_at(taught))
             branches.append(_match(f"hidden_{student}_{taught}", adapter, source.hidden(taught), self.hidden_weight))
         return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), branches, normalization)
 
@@ -210,10 +220,12 @@ class D2MaeConfig(Method):
         size, other = encoder.config, teacher.config
         tap = self.pixel_layer or max(1, round(2 * size.depth / 3))
         taught = self.teacher_layer or other.depth
-        _pairs("pixel_layer", (tap,), (taught,), size.depth, other.depth, first=1)
+        _pairs("pixel_layer", (tap,), (taught,), size, other, first=1)
+        check_maps(other, (taught,), "the teacher")
+        check_tokens(size, other, [(size.depth, taught)])
         source = TeacherPass(teacher, normalization, (), (taught,))
-        pixel = pixel_branch(encoder, self.decoder, self.norm_pix_loss, weight=1.0, neck=Pick(tap))
-        mixer = HeadMixer(ExtraLogits(size.depth, size.width, size.heads), size.heads, other.heads)
+        pixel = pixel_branch(encoder, self.decoder, self.norm_pix_loss, weight=1.0, neck=final_tokens(size, tap))
+        mixer = HeadMixer(ExtraLogits(size.depth, size.width, size.heads), size.heads, other.heads_at(taught))
         attention = _match("attention", mixer, source.logits(taught), self.attention_weight)
         return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), [pixel, attention], normalization)
 
@@ -232,13 +244,39 @@ def _checked(method: str, teacher: nn.Module | None) -> MaskedTeacher:
 
 
 def _pairs(
-    key: str, students: Sequence[int], teachers: Sequence[int], depth: int, teacher_depth: int, *, first: int
+    key: str, students: Sequence[int], teachers: Sequence[int], size: EncoderSize, other: EncoderSize, *, first: int
 ) -> list[tuple[int, int]]:
     """Student's and teacher's layers side by side, every one of them there. Raises UserError."""
     if len(students) != len(teachers):
         raise UserError(f"'{key}' names {len(students)} layers of the student and {len(teachers)} of the teacher")
-    for whose, layers, last in (("student", students, depth), ("teacher", teachers, teacher_depth)):
-        for layer in layers:
-            if not first <= layer <= last:
-                raise UserError(f"'{key}': the {whose} has layers {first} to {last}, not {layer}")
+    _within(key, students, "student", size.depth, first=first)
+    _within(key, teachers, "teacher", other.depth, first=first)
     return list(zip(students, teachers, strict=True))
+
+
+def _within(key: str, layers: Sequence[int], whose: str, last: int, *, first: int) -> None:
+    for layer in layers:
+        if not first <= layer <= last:
+            raise UserError(f"'{key}': the {whose} has layers {first} to {last}, not {layer}")
+
+
+def check_maps(size: EncoderSize, blocks: Sequence[int], whose: str) -> None:
+    """Raises UserError on a block without one attention map over all tokens (early ones of a hierarchical encoder)."""
+    for block in blocks:
+        if not size.distils(block):
+            known = ", ".join(str(number) for number in range(1, size.depth + 1) if size.distils(number))
+            raise UserError(
+                f"block {block} of {whose} ({size.name}) attends within mask units or pools, so there is no attention over "
+                f"all tokens to match; name one of {known}"
+            )
+
+
+def check_tokens(size: EncoderSize, other: EncoderSize, pairs: Sequence[tuple[int, int]]) -> None:
+    """Raises UserError on blocks of student and teacher after which a patch is another number of tokens."""
+    for student, taught in pairs:
+        ours, theirs = size.split_at(student), other.split_at(taught)
+        if ours != theirs:
+            raise UserError(
+                f"a patch is {ours} x {ours} tokens after block {student} of the student and {theirs} x {theirs} after block "
+                f"{taught} of the teacher; name blocks that match"
+            )

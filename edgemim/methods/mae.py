@@ -16,7 +16,7 @@ from edgemim.methods.branches import Branch, MaskedImageModel, patch_branch
 from edgemim.methods.decoders import DecoderConfig, TransformerDecoderConfig
 from edgemim.methods.masking import RandomMasking
 from edgemim.methods.method import Method
-from edgemim.methods.targets import PixelTarget, Target
+from edgemim.methods.targets import Target, pixel_target
 from edgemim.models.encoder import Encoder
 from edgemim.models.normalization import Normalization
 
@@ -49,5 +49,5 @@ def pixel_branch(
     target: Target | None = None,
 ) -> Branch:
     """MAE's branch: the last block's tokens (or what another neck reads) to the masked patches' pixels."""
-    target = target or PixelTarget(encoder.config.patch_size, norm_pix_loss)
+    target = target or pixel_target(encoder.config, norm_pix_loss)
     return patch_branch("pixel", encoder, decoder, target, neck=neck, weight=weight)

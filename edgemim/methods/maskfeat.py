@@ -17,9 +17,10 @@ from edgemim.methods.branches import MaskedImageModel, patch_branch
 from edgemim.methods.decoders import DecoderConfig, LinearDecoderConfig
 from edgemim.methods.hog import hog_target
 from edgemim.methods.masking import BlockMasking
-from edgemim.methods.method import Method
+from edgemim.methods.method import KEEPS_HIDDEN, Method, refuse_hierarchical
 from edgemim.models.encoder import Encoder
 from edgemim.models.normalization import Normalization
+from edgemim.models.sizes import EncoderSize
 
 
 class MaskFeatConfig(Method):
@@ -34,8 +35,13 @@ class MaskFeatConfig(Method):
     decoder: DecoderConfig = LinearDecoderConfig()
     """What predicts the histograms."""
 
+    def check(self, size: EncoderSize) -> None:
+        """Raises UserError on a hierarchical encoder."""
+        refuse_hierarchical(self.name, size, KEEPS_HIDDEN)
+
     def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
         """Compose the model; a teacher plays no part. Raises UserError on patches that have no 2 x 2 cells."""
+        self.check(encoder.config)
         size = encoder.config
         branch = patch_branch("hog", encoder, self.decoder, hog_target(size.patch_size))
         masking = BlockMasking(ratio=self.mask_ratio, min_block=self.min_block, grid=size.grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from edgemim.config import Config
 from edgemim.errors import UserError
 from edgemim.models.encoder import TokenMask
+from edgemim.models.sizes import EncoderSize
 
 _ASPECT = math.log(1 / 0.3)
 _TRIES = 1000
@@ -118,6 +120,54 @@ class BlockMasking(Config):
         visible_count(tokens, self.ratio)
         if int(tokens * self.ratio) < 1:
             raise UserError(f"mask ratio {self.ratio} hides none of {tokens} patches; raise 'mask_ratio'")
+
+
+@dataclass(frozen=True)
+class MaskingOfUnits:
+    """Hides and shows square units of patches as another masking does single patches (Hiera's mask units).
+
+    Attributes:
+        masking: of the units.
+        unit: side of a unit in patches.
+        grid: rows and columns of the patch grid.
+    """
+
+    masking: Masking
+    unit: int
+    grid: tuple[int, int]
+
+    @property
+    def ratio(self) -> float:
+        """Share of units that are hidden."""
+        return self.masking.ratio
+
+    def __call__(self, keys: Int[Tensor, " b"], tokens: int) -> TokenMask:
+        """Mask `tokens` patches for each key, whole units at once."""
+        return spread_over_patches(self.masking(keys, tokens // self.unit**2), self.unit, self.grid)
+
+    def check(self, tokens: int) -> None:
+        """Raises UserError if no unit would stay visible."""
+        self.masking.check(tokens // self.unit**2)
+
+
+def masking_for(masking: Masking, size: EncoderSize) -> Masking:
+    """A masking in an encoder's mask units. Raises UserError on one that is made of patches in their own way."""
+    if size.unit == 1:
+        return masking
+    if not isinstance(masking, RandomMasking):
+        raise UserError(
+            f"encoder {size.name} hides whole mask units of {size.unit} x {size.unit} patches, and masking "
+            f"{getattr(masking, 'name', type(masking).__name__)} has others; take masking random"
+        )
+    return MaskingOfUnits(masking, size.unit, size.grid)
+
+
+def spread_over_patches(mask: TokenMask, unit: int, grid: tuple[int, int]) -> TokenMask:
+    """A mask of square units of patches as one of patches."""
+    coarse = mask.masked.view(-1, grid[0] // unit, grid[1] // unit)
+    fine = coarse.repeat_interleave(unit, 1).repeat_interleave(unit, 2).flatten(1)
+    count = mask.visible.shape[1] * unit**2
+    return TokenMask(fine, fine.to(torch.uint8).argsort(dim=1, stable=True)[:, :count])
 
 
 def block_mask(generator: random.Random, grid: tuple[int, int], count: int, smallest: int) -> np.ndarray:

@@ -17,10 +17,11 @@ from edgemim.methods.branches import MaskedImageModel
 from edgemim.methods.decoders import DecoderConfig, Fuse, TransformerDecoderConfig
 from edgemim.methods.mae import pixel_branch
 from edgemim.methods.masking import RandomMasking
-from edgemim.methods.method import Method
+from edgemim.methods.method import Method, refuse_hierarchical
 from edgemim.methods.pixmim import low_pass_target
 from edgemim.models.encoder import Encoder
 from edgemim.models.normalization import Normalization
+from edgemim.models.sizes import EncoderSize
 
 
 class MffConfig(Method):
@@ -41,8 +42,17 @@ class MffConfig(Method):
     decoder: DecoderConfig = TransformerDecoderConfig()
     """What predicts the pixels."""
 
+    def check(self, size: EncoderSize) -> None:
+        """Raises UserError on a hierarchical encoder."""
+        refuse_hierarchical(
+            self.name,
+            size,
+            "it fuses blocks of one width on one grid, and Hiera's own masked autoencoder fuses its stages",
+        )
+
     def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
         """Compose the model; a teacher plays no part."""
+        self.check(encoder.config)
         size = encoder.config
         low = self.target == "low_pass"
         target = low_pass_target(size, normalization, self.norm_pix_loss, self.radius) if low else None

@@ -24,11 +24,12 @@ from edgemim.errors import UserError
 from edgemim.methods.branches import Branch, MaskedImageModel
 from edgemim.methods.decoders import TransformerDecoderConfig, unmask
 from edgemim.methods.masking import RandomMasking
-from edgemim.methods.method import Method
+from edgemim.methods.method import Method, refuse_hierarchical
 from edgemim.methods.targets import PixelTarget
 from edgemim.models.encoder import Encoder, Features, TokenMask, initialise_linear
 from edgemim.models.normalization import Normalization
 from edgemim.models.position import sincos_positions
+from edgemim.models.sizes import EncoderSize
 
 _SEGMENTS = 6
 _norm = partial(nn.LayerNorm, eps=1e-6)
@@ -167,8 +168,15 @@ class MirlConfig(Method):
     decoder: TransformerDecoderConfig = TransformerDecoderConfig()
     """Width, cross-attending blocks and heads of each segment's decoder (the paper: 512, 2, 16 for ViT-B-48)."""
 
+    def check(self, size: EncoderSize) -> None:
+        """Raises UserError on a hierarchical encoder."""
+        refuse_hierarchical(
+            self.name, size, "its decoders attend to tokens of every depth, which must have one width and one grid"
+        )
+
     def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
         """Compose the model; a teacher plays no part. Raises UserError if the depth has no such segments."""
+        self.check(encoder.config)
         size = encoder.config
         count = self._segments(size.depth)
         target = PixelTarget(size.patch_size, normalize=True)

@@ -13,15 +13,24 @@ from edgemim.config import Config, Presets
 from edgemim.errors import UserError
 from edgemim.methods.branches import LossName
 from edgemim.methods.deepmim import PixelsAndReconstruction
-from edgemim.methods.distill import BlockLogits, ExtraLogits, HeadMixer, HiddenAdapter, SameHeads, TeacherPass
+from edgemim.methods.distill import (
+    BlockLogits,
+    ExtraLogits,
+    HeadMixer,
+    HiddenAdapter,
+    SameHeads,
+    TeacherPass,
+    check_maps,
+    check_tokens,
+)
 from edgemim.methods.hog import hog_target
 from edgemim.methods.img2vec import ClassTokenHead, mean_token
 from edgemim.methods.method import TeacherKind
 from edgemim.methods.pixmim import low_pass_target
 from edgemim.methods.reconstruction import FrozenReconstruction
-from edgemim.methods.targets import Derived, FeatureTarget, PixelTarget, Target, normalize_features
+from edgemim.methods.targets import Derived, FeatureTarget, Target, normalize_features, pixel_target
 from edgemim.models.normalization import Normalization
-from edgemim.models.sizes import VitConfig
+from edgemim.models.sizes import EncoderSize
 from edgemim.teachers import MaskedTeacher
 
 
@@ -58,7 +67,7 @@ class PixelTargetConfig(NamedTarget):
 
     def build(self, kit: Kit) -> Target:
         """Pixels of the student's patches."""
-        return PixelTarget(kit.size.patch_size, self.normalize)
+        return pixel_target(kit.size, self.normalize)
 
 
 class LowPassTargetConfig(NamedTarget):
@@ -130,7 +139,7 @@ class GlobalTargetConfig(NamedTarget):
 
     def predictor(self, tap: int, kit: Kit) -> nn.Module:
         """The MLP."""
-        return ClassTokenHead(tap, kit.size.width, kit.features.channels)
+        return ClassTokenHead(tap, kit.size.width_at(tap), kit.features.channels)
 
 
 class BlendTargetConfig(NamedTarget):
@@ -170,8 +179,11 @@ class AttentionTargetConfig(NamedTarget):
 
     def predictor(self, tap: int, kit: Kit) -> nn.Module:
         """The student's logits, its heads mixed into the teacher's. Raises UserError on other heads without adapter."""
-        ours, theirs = kit.size.heads, kit.masked.config.heads
-        source = ExtraLogits(tap, kit.size.width, ours) if self.extra_block else BlockLogits(tap)
+        block = kit.taught(self.block, first=1)
+        ours, theirs = kit.size.heads_at(tap), kit.masked.config.heads_at(block)
+        check_maps(kit.masked.config, [block], "the teacher")
+        check_tokens(kit.size, kit.masked.config, [(tap, block)])
+        source = ExtraLogits(tap, kit.size.width_at(tap), ours) if self.extra_block else BlockLogits(tap)
         if self.adapter:
             return HeadMixer(source, ours, theirs)
         if ours != theirs:
@@ -199,7 +211,9 @@ class HiddenTargetConfig(NamedTarget):
 
     def predictor(self, tap: int, kit: Kit) -> nn.Module:
         """The student's tokens through the adapter."""
-        return HiddenAdapter(tap, kit.size.width, kit.masked.config.width)
+        block = kit.taught(self.block, first=0)
+        check_tokens(kit.size, kit.masked.config, [(tap, block)])
+        return HiddenAdapter(tap, kit.size.width_at(tap), kit.masked.config.width_at(block))
 
 
 class Kit:
@@ -210,7 +224,7 @@ class Kit:
 
     def __init__(
         self,
-        size: VitConfig,
+        size: EncoderSize,
         normalization: Normalization,
         teacher: nn.Module | None,
         targets: Sequence[NamedTarget],
@@ -235,7 +249,7 @@ class Kit:
     def reconstruction(self) -> PixelsAndReconstruction:
         """Pixels of a batch, true and filled in."""
         assert isinstance(self.teacher, FrozenReconstruction)
-        return PixelsAndReconstruction(PixelTarget(self.size.patch_size), self.teacher, self.normalization)
+        return PixelsAndReconstruction(pixel_target(self.size), self.teacher, self.normalization)
 
     @property
     def masked(self) -> MaskedTeacher:

@@ -20,7 +20,7 @@ from edgemim.methods.method import Method
 from edgemim.methods.targets import LowPassTarget
 from edgemim.models.encoder import Encoder
 from edgemim.models.normalization import Normalization
-from edgemim.models.sizes import VitConfig
+from edgemim.models.sizes import EncoderSize
 
 _RADIUS_PER_PIXEL = 40 / 224
 
@@ -47,8 +47,8 @@ class PixMimConfig(Method):
 
 
 def low_pass_target(
-    size: VitConfig, normalization: Normalization, norm_pix_loss: bool, radius: float | None
+    size: EncoderSize, normalization: Normalization, norm_pix_loss: bool, radius: float | None
 ) -> LowPassTarget:
     """Smoothed pixels for an encoder's patches."""
     chosen = _RADIUS_PER_PIXEL * size.image_size if radius is None else radius
-    return LowPassTarget(size.patch_size, norm_pix_loss, chosen, normalization)
+    return LowPassTarget(size.patch_size, norm_pix_loss, chosen, normalization, channels_first=size.hierarchical)

@@ -15,7 +15,7 @@ from edgemim.methods.mae import MaeConfig
 from edgemim.models.build import build_encoder, parse_encoder
 from edgemim.models.encoder import TokenMask
 from edgemim.models.normalization import Normalization
-from edgemim.models.sizes import VitConfig
+from edgemim.models.sizes import EncoderSize
 from edgemim.models.weights import load_weights, read_facts
 from edgemim.teachers import CheckpointTeacher, EfficientNetLiteTeacher, TimmTeacher
 from edgemim.training.checkpoint import read_checkpoint
@@ -46,7 +46,7 @@ class FrozenReconstruction(nn.Module):
 
 
 def reconstruction_teacher(
-    teacher: TimmTeacher | CheckpointTeacher | EfficientNetLiteTeacher, size: VitConfig
+    teacher: TimmTeacher | CheckpointTeacher | EfficientNetLiteTeacher, size: EncoderSize
 ) -> FrozenReconstruction:
     """The masked autoencoder that a teacher's configuration names. Raises UserError on any other teacher."""
     if not isinstance(teacher, CheckpointTeacher) or teacher.path is None:
@@ -56,7 +56,7 @@ def reconstruction_teacher(
     return open_reconstruction(teacher.path, size)
 
 
-def open_reconstruction(run: Path, size: VitConfig) -> FrozenReconstruction:
+def open_reconstruction(run: Path, size: EncoderSize) -> FrozenReconstruction:
     """The masked autoencoder of a run of `edgemim pretrain --method mae`, from its newest checkpoint.
 
     Raises:
@@ -75,6 +75,11 @@ def open_reconstruction(run: Path, size: VitConfig) -> FrozenReconstruction:
         raise UserError(
             f"{run} has patches of {config.patch_size} in {config.image_size} pixels, the encoder of "
             f"{size.patch_size} in {size.image_size}; both see the same patches, so give one with the same"
+        )
+    if config.hierarchical != size.hierarchical:
+        raise UserError(
+            f"{run} holds a {config.name} and encoder {size.name} is of another family, which orders a patch's pixels in "
+            "another way; give a run of the same family"
         )
     model = method.build(build_encoder(config), normalization, None)
     load_weights(model, _newest(run / "checkpoints"))

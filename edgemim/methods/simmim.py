@@ -15,10 +15,11 @@ from torch import nn
 from edgemim.methods.branches import MaskedImageModel, patch_branch
 from edgemim.methods.decoders import DecoderConfig, LinearDecoderConfig
 from edgemim.methods.masking import UnitMasking
-from edgemim.methods.method import Method
+from edgemim.methods.method import KEEPS_HIDDEN, Method, refuse_hierarchical
 from edgemim.methods.targets import PixelTarget
 from edgemim.models.encoder import Encoder
 from edgemim.models.normalization import Normalization
+from edgemim.models.sizes import EncoderSize
 
 
 class SimMimConfig(Method):
@@ -33,8 +34,13 @@ class SimMimConfig(Method):
     decoder: DecoderConfig = LinearDecoderConfig()
     """What predicts the pixels."""
 
+    def check(self, size: EncoderSize) -> None:
+        """Raises UserError on a hierarchical encoder."""
+        refuse_hierarchical(self.name, size, KEEPS_HIDDEN)
+
     def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
         """Compose the model; a teacher plays no part. Raises UserError if squares do not fill the grid."""
+        self.check(encoder.config)
         size = encoder.config
         target = PixelTarget(size.patch_size, normalize=False)
         branch = patch_branch("pixel", encoder, self.decoder, target, loss="l1")

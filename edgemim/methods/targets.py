@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edgemim.models.encoder import TokenMask, patchify, unpatchify
 from edgemim.models.normalization import IDENTITY, Normalization
+from edgemim.models.sizes import EncoderSize
 
 
 class Target(Protocol):
@@ -49,13 +50,15 @@ class Derived:
 
 @dataclass(frozen=True)
 class PixelTarget:
-    """A patch's pixels, in the order (row, column, channel); with `normalize`, MAE's per-patch normalisation.
+    """A patch's pixels, in the order (row, column, channel), or (channel, row, column) as Hiera's masked autoencoder
+    has them; with `normalize`, MAE's per-patch normalisation.
 
     Per-patch: (x - mean) / sqrt(var + 1e-6), the variance unbiased over the patch's numbers (arXiv 2111.06377).
     """
 
     patch_size: int
     normalize: bool = True
+    channels_first: bool = field(default=False, kw_only=True)
 
     @property
     def channels(self) -> int:
@@ -64,7 +67,7 @@ class PixelTarget:
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], mask: TokenMask) -> Float[Tensor, "b n c"]:
         """Patches of the images; the mask plays no part."""
-        patches = patchify(images, self.patch_size)
+        patches = patchify(images, self.patch_size, channels_first=self.channels_first)
         if not self.normalize:
             return patches
         mean, scale = self._statistics(patches)
@@ -77,11 +80,16 @@ class PixelTarget:
         if self.normalize:
             mean, scale = self._statistics(patchify(images, self.patch_size))
             prediction = prediction * scale + mean
-        return unpatchify(prediction, self.patch_size, grid)
+        return unpatchify(prediction, self.patch_size, grid, channels_first=self.channels_first)
 
     @staticmethod
     def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
         return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def pixel_target(size: EncoderSize, normalize: bool = True) -> PixelTarget:
+    """Pixels of an encoder's patches, in the order in which its published masked autoencoder predicts them."""
+    return PixelTarget(size.patch_size, normalize, channels_first=size.hierarchical)
 
 
 @dataclass(frozen=True)

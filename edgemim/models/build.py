@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pydantic
@@ -12,7 +13,7 @@ from edgemim.models.relative import RelativeEncoder
 from edgemim.models.sizes import EncoderConfig, EncoderSize, HieraConfig, RelativeVitConfig, VitConfig
 
 # One line a family: a new one is named here and in `sizes.EncoderConfig`.
-_FAMILIES: dict[type[Any], type[Encoder]] = {
+_FAMILIES: dict[type[Any], Callable[[Any], Encoder]] = {
     VitConfig: Encoder,
     RelativeVitConfig: RelativeEncoder,
     HieraConfig: HieraEncoder,

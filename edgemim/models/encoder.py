@@ -212,9 +212,13 @@ def patchify(
     return cut.permute(order).reshape(b, rows * columns, c * patch_size**2)
 
 
-def unpatchify(patches: Float[Tensor, "b n d"], patch_size: int, grid: tuple[int, int]) -> Float[Tensor, "b c h w"]:
-    """Inverse of `patchify` in the order (row, column, channel)."""
+def unpatchify(
+    patches: Float[Tensor, "b n d"], patch_size: int, grid: tuple[int, int], *, channels_first: bool = False
+) -> Float[Tensor, "b c h w"]:
+    """Inverse of `patchify`."""
     (rows, columns), b = grid, len(patches)
+    if channels_first:
+        patches = patches.unflatten(-1, (-1, patch_size**2)).transpose(-1, -2)
     cut = patches.reshape(b, rows, columns, patch_size, patch_size, -1)
     return cut.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, rows * patch_size, columns * patch_size)
 

@@ -25,7 +25,8 @@ class HieraEncoder(Encoder):
 
     `Features` of a tap: visible patches in grid order; where a patch still consists of k x k tokens
     (`config.split_at(tap)`), these stand side by side, row by row: [b, visible * k * k, config.width_at(tap)].
-    Behind `Features.norm` tokens of an earlier stage are normed without the final norm's gain and bias. A mask hides whole mask units (`config.unit` patches square).
+    Behind `Features.norm` tokens of an earlier stage are normed without the final norm's gain and bias.
+    A mask hides whole mask units (`config.unit` patches square).
     """
 
     config: HieraConfig  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ def _from_hiera(model: Hiera, q_pool: int | None) -> Encoder:
     config = HieraConfig(
         embed_dim=block.dim,
         first_heads=block.attn.heads,
-        stages=tuple(last - before for before, last in zip(ends, ends[1:], strict=False)),  # pyright: ignore[reportArgumentType]
+        stages=tuple(last - before for before, last in pairwise(ends)),  # pyright: ignore[reportArgumentType]
         q_pool=q_pool or model.q_pool,
         patch_stride=proj.stride[0],
         patch_kernel=proj.kernel_size[0],

@@ -1,4 +1,4 @@
-"""A frozen plain ViT that is shown the student's visible patches alone: the teacher of D-MAE (arXiv 2205.14443)."""
+"""A frozen ViT that is shown the student's visible patches alone: the teacher of D-MAE (arXiv 2205.14443)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.hiera import Hiera
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from edgemim.errors import UserError
 from edgemim.models.encoder import Encoder, Features, TokenMask
 from edgemim.models.normalization import Normalization
-from edgemim.models.weights import from_timm, load_encoder, read_facts
+from edgemim.models.sizes import EncoderSize
+from edgemim.models.weights import from_timm
 from edgemim.teachers.checkpoint import CheckpointTeacher
 from edgemim.teachers.efficientnet_lite import EfficientNetLiteTeacher
 from edgemim.teachers.timm_model import TimmTeacher, create_timm_model
@@ -69,19 +71,21 @@ class MaskedTeacher(nn.Module):
         return self.encoder(self.normalization.normalize(images), mask, taps=taps, attention=attention)
 
 
-def masked_teacher(config: AnyTeacher, grid: tuple[int, int]) -> MaskedTeacher:
-    """The masked teacher that a teacher's configuration names, on the student's patch grid.
+def masked_teacher(config: AnyTeacher, size: EncoderSize) -> MaskedTeacher:
+    """The masked teacher that a teacher's configuration names, for a student of a given size.
 
     Raises:
-        UserError: if it is no plain vision transformer, or cuts its images into another grid.
+        UserError: if it is no vision transformer, not of the student's family, or cuts its images into another grid.
     """
     if isinstance(config, EfficientNetLiteTeacher):
         raise UserError(
             f"teacher {config.name} is a convolutional network; this method distils attention on visible patches and "
-            "needs a plain vision transformer: give --teacher checkpoint --teacher.path RUN, or a timm ViT"
+            "needs a vision transformer: give --teacher checkpoint --teacher.path RUN, or a timm ViT"
         )
     name = config.model if isinstance(config, TimmTeacher) else str(config.path)
-    encoder, normalization = _open(config, grid)
+    encoder, normalization = _open(config, size)
+    _check_family(name, encoder.config, size)
+    grid = size.grid
     if encoder.config.grid != grid:
         rows, columns = encoder.config.grid
         raise UserError(
@@ -93,27 +97,38 @@ def masked_teacher(config: AnyTeacher, grid: tuple[int, int]) -> MaskedTeacher:
     return teacher
 
 
-def _open(config: TimmTeacher | CheckpointTeacher, grid: tuple[int, int]) -> tuple[Encoder, Normalization]:
+def _check_family(name: str, teacher: EncoderSize, student: EncoderSize) -> None:
+    kinds = {False: ("plain", "vit_base_patch16_224.mae"), True: ("hierarchical", "hiera_base_224.mae")}
+    if teacher.hierarchical != student.hierarchical:
+        own, (wanted, example) = kinds[teacher.hierarchical][0], kinds[student.hierarchical]
+        raise UserError(
+            f"teacher {name} is a {own} vision transformer and encoder {student.name} a {wanted} one: their tokens do not "
+            f"match; give --teacher NAME of a {wanted} one (such as {example}), or --teacher checkpoint --teacher.path RUN"
+        )
+
+
+def _open(config: TimmTeacher | CheckpointTeacher, size: EncoderSize) -> tuple[Encoder, Normalization]:
     if isinstance(config, TimmTeacher):
-        return _from_timm(create_timm_model(config.model, pretrained=config.pretrained), config.model)
+        return _from_timm(create_timm_model(config.model, pretrained=config.pretrained), config.model, size)
     if config.path is None:
         raise UserError("teacher checkpoint needs a file or run folder; give --teacher.path")
-    if not config.path.is_dir():
-        encoder, own = _from_timm(config.load_file(), str(config.path))
-        return encoder, Normalization(config.mean or own.mean, config.std or own.std)
-    encoder = load_encoder(config.path)
-    own = read_facts(config.path).get("preprocessing", {})
-    mean = config.mean or own.get("mean", IMAGENET_DEFAULT_MEAN)
-    std = config.std or own.get("std", IMAGENET_DEFAULT_STD)
-    return encoder, Normalization(tuple(mean), tuple(std))  # pyright: ignore[reportArgumentType]
+    own = config.own_encoder()
+    if own is None:
+        encoder, statistics = _from_timm(config.load_file(), str(config.path), size)
+        mean, std = statistics.mean, statistics.std
+    else:
+        encoder, mean, std = own
+    mean, std = config.mean or mean, config.std or std
+    return encoder, Normalization(mean or IMAGENET_DEFAULT_MEAN, std or IMAGENET_DEFAULT_STD)
 
 
-def _from_timm(model: nn.Module, name: str) -> tuple[Encoder, Normalization]:
-    if not isinstance(model, VisionTransformer):
+def _from_timm(model: nn.Module, name: str, size: EncoderSize) -> tuple[Encoder, Normalization]:
+    if not isinstance(model, VisionTransformer | Hiera):
         raise UserError(
             f"teacher {name} is a {type(model).__name__}; this method distils attention on visible patches and needs a "
-            "plain vision transformer"
+            "plain or hierarchical vision transformer"
         )
     facts = getattr(model, "default_cfg", {})
     normalization = Normalization(facts.get("mean", IMAGENET_DEFAULT_MEAN), facts.get("std", IMAGENET_DEFAULT_STD))
-    return from_timm(model), normalization
+    # As it was pre-trained, not as a classifier: it halves its grid as often as the student.
+    return from_timm(model, q_pool=getattr(size, "q_pool", None)), normalization
