@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgemim.config import Config
 from edgemim.edge.artifact import sha256_of
-from edgemim.edge.images import Preprocessing
+from edgemim.edge.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from edgemim.errors import UserError
 from edgemim.models.convert import Converted, FamilyName, read_published
 from edgemim.models.convert.encoder import KeyFate
@@ -45,10 +45,11 @@ class ConvertConfig(Config):
     """Keep the file's classifier: the run is a fine-tuned one."""
     labels: Path | None = None
     """With --keep-head: text file with the name of a class a line; default their numbers."""
-    mean: tuple[float, float, float] | None = None
-    """Mean of the input's channels that the network was trained with, on the scale of [0, 1]; default ImageNet's."""
-    std: tuple[float, float, float] | None = None
-    """Deviation of the channels; default ImageNet's."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of the input's channels that the network was trained with, on the scale of [0, 1]. The authors' files have
+    ImageNet's; some of timm's have 0.5 0.5 0.5."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Deviation of the input's channels that the network was trained with."""
     out: Path | None = None
     """Folder of the run; default a new one below runs/."""
     overwrite: bool = False
@@ -120,8 +121,8 @@ def _preprocessing(converted: Converted, config: ConvertConfig, crop_pct: float)
     return Preprocessing(
         image_size=converted.encoder.config.image_size,
         crop_pct=crop_pct,
-        mean=config.mean or converted.family.mean,
-        std=config.std or converted.family.std,
+        mean=config.mean,
+        std=config.std,
     ).model_dump(mode="json")
 
 

@@ -9,6 +9,7 @@ import pydantic
 from torch import nn
 
 from edgemim.config import Config
+from edgemim.edge.images import IMAGENET_MEAN, IMAGENET_STD
 from edgemim.errors import UserError
 from edgemim.models.convert import FamilyName, look, read_published
 from edgemim.models.encoder import Encoder
@@ -34,8 +35,8 @@ class CheckpointTeacher(Config):
     heads: int | None = pydantic.Field(default=None, ge=1)
     """Attention heads of a published file; default what the family has at its width."""
     mean: tuple[float, float, float] | None = None
-    """Mean of a channel on the scale [0, 1] that the teacher was trained with; default the run's or the family's own, else
-    timm's for the architecture."""
+    """Mean of a channel on the scale [0, 1] that the teacher was trained with; default the run's own, ImageNet's for a
+    published file, else timm's for the architecture."""
     std: tuple[float, float, float] | None = None
     """Deviation of a channel on the scale [0, 1]; default as for the mean."""
     stage: int | None = None
@@ -75,8 +76,7 @@ class CheckpointTeacher(Config):
             return None
         if self.model:
             raise UserError("teacher.model and teacher.family both say what the file holds; give one of them")
-        converted = read_published(self.path, self.family, self.heads)
-        return converted.encoder, converted.family.mean, converted.family.std
+        return read_published(self.path, self.family, self.heads).encoder, IMAGENET_MEAN, IMAGENET_STD
 
     def load_file(self) -> nn.Module:
         """The timm model with the file's weights. Raises UserError on a file that is missing, refused or does not fit."""

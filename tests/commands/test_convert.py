@@ -122,7 +122,7 @@ def test_a_kept_head_gives_the_accuracy_that_the_network_had(
     names = tmp_path / "names.txt"
     names.write_text("\n".join(read_facts(small_finetune_run)["labels"]))
     run = tmp_path / "run"
-    own = {"mean": (0.4, 0.4, 0.4), "std": (0.25, 0.25, 0.25)}
+    own: dict = {"mean": (0.4, 0.4, 0.4), "std": (0.25, 0.25, 0.25)}
     results = convert(
         ConvertConfig(file=tuned_file, family="mae", heads=3, keep_head=True, labels=names, out=run, **own)  # pyright: ignore
     )

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from edgemim.config import describe
-from edgemim.edge.images import IMAGENET_MEAN, IMAGENET_STD
 from edgemim.errors import UserError
 from edgemim.models.build import build_encoder
 from edgemim.models.convert.detect import check_family
@@ -31,15 +30,11 @@ class Family:
     Attributes:
         plan: what becomes of its tensors.
         heads: attention heads by width, which no file stores; None where the authors published no such width.
-        mean: of the channels of its input, on the scale of [0, 1].
-        std: deviation of the channels.
     """
 
     name: str
     plan: Callable[[Mapping[str, Tensor]], Plan]
     heads: Callable[[int], int | None]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
 
 
 @dataclass(frozen=True)
