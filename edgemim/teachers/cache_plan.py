@@ -52,7 +52,7 @@ def cache_identity(
         "timm": timm.__version__,
         "teacher": teacher.summary,
         "network": type(teacher.model).__name__,
-        "weights": _weights_digest(teacher),
+        "function": _function_digest(teacher),
         "stage": teacher.stage,
         "input_px": list(teacher.input_size),
         "mean": teacher.mean.flatten().tolist(),
@@ -87,12 +87,22 @@ def check_room(root: Path, identity: Mapping[str, Any], shape: tuple[int, int, i
     return f"{text} (limit {limit_gib:g}, {free / GIB:.3g} free) in {folder}"
 
 
-def _weights_digest(teacher: nn.Module) -> str:
+def _function_digest(teacher: nn.Module) -> str:
+    """Of the weights, and of the numbers that a network is built with: heads, strides and the like leave no weight."""
     digest = hashlib.blake2b(digest_size=16)
+    for name, module in teacher.named_modules():
+        numbers = {key: str(value) for key, value in vars(module).items() if _plain(value) and not key.startswith("_")}
+        digest.update(json.dumps([name, type(module).__name__, numbers], sort_keys=True).encode())
     for name, tensor in sorted(teacher.state_dict().items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_plain, value))
+    return isinstance(value, (bool, int, float, str))
 
 
 def _files_digest(folder: ImageFolder) -> str:

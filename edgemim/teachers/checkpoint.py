@@ -43,6 +43,8 @@ class CheckpointTeacher(Config):
     """Index of the stage or block whose features are the target; default the deepest affordable one."""
     input_size: int | None = None
     """Side of the teacher's input in pixels; default what meets the student's grid."""
+    output_stride: int | None = pydantic.Field(default=None, ge=1)
+    """Stride at which a convolutional network stops: later stages dilate instead (see the timm teacher)."""
 
     def build(self, image_size: int, student_grid: tuple[int, int]) -> Teacher:
         """Load and freeze the teacher. Raises UserError on a file that is missing, refused or does not fit."""
@@ -86,7 +88,7 @@ class CheckpointTeacher(Config):
         if not self.model:
             raise UserError(_nameless(path))
         weights = read_tensors(path)
-        model = create_timm_model(self.model, pretrained=False)
+        model = create_timm_model(self.model, pretrained=False, output_stride=self.output_stride)
         try:
             load_weights(model, weights, may_drop=_HEADS, may_miss=_HEADS)
         except UserError as error:

