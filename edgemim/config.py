@@ -87,10 +87,21 @@ def load_yaml(path: Path, cls: type[ConfigT]) -> ConfigT:
     return from_mapping(read_mapping(path), cls, where=str(path))
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's plain types, of which a key that stands twice is a mistake and not the last one's."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"key '{key}' stands twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping. Raises UserError if it is missing, unreadable or something else."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), _StrictLoader)
     except OSError as error:
         raise UserError(
             f"cannot read config {path}: {error.strerror or error}; give the path of a YAML file"
@@ -128,6 +139,13 @@ def describe(error: pydantic.ValidationError, cls: type[pydantic.BaseModel]) -> 
     return "; ".join(faults)
 
 
+_SHAPES = {
+    "tuple_type": "must be a list",
+    "model_type": "must be a mapping of keys to values",
+    "model_attributes_type": "must be a name, or a mapping of keys to values",
+}
+
+
 def _message(fault: Mapping[str, Any]) -> str:
     """pydantic's sentence for one fault, with the closest of the words that it would have taken."""
     context = fault.get("ctx", {})
@@ -135,6 +153,8 @@ def _message(fault: Mapping[str, Any]) -> str:
         return _unknown(context["tag"], re.findall(r"'([^']+)'", context["expected_tags"]))
     if fault["type"] == "union_tag_not_found":
         return "its 'name' is missing"
+    if fault["type"] in _SHAPES:
+        return _SHAPES[fault["type"]]
     if fault["type"] == "literal_error":
         return fault["msg"] + suggest(str(fault["input"]), re.findall(r"'([^']+)'", context["expected"]))
     return fault["msg"].removeprefix("Value error, ")

@@ -15,6 +15,11 @@ from edgemim.teachers.timm_model import TimmTeacher, is_timm_name
 class TeacherPresets(Presets):
     """Presets in which every timm name stands for that model with its pretrained weights."""
 
+    @property
+    def names(self) -> str:
+        """What NAME may be, for help and messages."""
+        return f"{super().names}, or any model of timm"
+
     def pick(self, value: object) -> object:
         """Replace a preset's or a timm model's name by its config. Raises ValueError on an unknown name."""
         if isinstance(value, str) and value not in self.table and is_timm_name(value):
