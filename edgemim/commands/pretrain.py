@@ -106,7 +106,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                     print(f"teacher: {teacher.summary}")
                 cached = teacher if isinstance(teacher, CachedTeacher) else None
                 if cached is not None and config.teacher_cache_upfront:
-                    cached.fill(folder, config.transform, config.encoder.image_size, (world.rank, world.size))
+                    share, workers = (world.rank, world.size), config.reader_processes(world.size)
+                    cached.fill(folder, config.transform, config.encoder.image_size, share, workers)
                 try:
                     _train(config, model, folder, splits.get("val"), plan, world, record, cached)
                 finally:

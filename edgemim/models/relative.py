@@ -79,7 +79,7 @@ class RelativeEncoder(Encoder):
         if self.config.offsets == "shared":
             assert shared is not None
             return [_look_up(shared, index)] * len(blocks)
-        tables = [cast(Block, block).attn.relative_position_bias_table for block in blocks]
+        tables = [cast(Tensor, cast(Block, block).attn.relative_position_bias_table) for block in blocks]
         return [_look_up(table if shared is None else table + shared, index) for table in tables]
 
     @property

@@ -100,6 +100,7 @@ def test_positions_that_cannot_be_added_are_refused_before_images_are_looked_for
     for changes, sentence in (
         ({"init": "timm:vit_tiny_patch16_224"}, "timm's own positions"),
         ({"init": "scratch", "encoder": "vit_nano_rel"}, "to a plain vision transformer, not to a relative_vit;"),
+        ({"init": "scratch", "encoder": "hiera_micro_32"}, "to a plain vision transformer, not to a hiera;"),
         ({"init": str(pretrained)}, f"not to a relative_vit as {pretrained} holds"),
     ):
         with pytest.raises(UserError, match=sentence):

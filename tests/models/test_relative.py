@@ -11,7 +11,7 @@ from tiny_training import NORMALIZATION, mask_of, nano_encoder, pixels
 from edgemim.models.encoder import TokenMask
 from edgemim.models.relative import RelativeEncoder, RelativeVit, from_plain
 from edgemim.models.sizes import RelativePositions, RelativeVitConfig, VitConfig
-from edgemim.models.weights import bare_vit, load_weights
+from edgemim.models.weights import bare_vit, load_weights, to_timm
 from edgemim.training.optim import build_adamw
 
 SIZE = RelativeVitConfig(width=24, depth=3, heads=3, patch_size=8, image_size=32)
@@ -129,6 +129,14 @@ def test_a_plain_encoder_gains_tables_that_change_nothing_yet(offsets: str, key_
         torch.testing.assert_close(
             made(x, mask, attention=[2]).attention[2], plain(x, mask, attention=[2]).attention[2]
         )
+
+
+@each_variant
+def test_timms_form_gives_the_same_features(changes: dict[str, object]) -> None:
+    made, x = encoder(changes), NORMALIZATION.apply(pixels(2))
+    model = to_timm(made, num_classes=7)
+    assert model(x).shape == (2, 7)
+    torch.testing.assert_close(model.forward_features(x), made(x).last, rtol=1e-4, atol=1e-5)  # pyright: ignore
 
 
 def test_vit_tiny_with_tables_has_the_published_size() -> None:
