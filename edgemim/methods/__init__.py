@@ -5,6 +5,7 @@ from typing import Annotated, get_args
 import pydantic
 
 from edgemim.config import Presets
+from edgemim.methods.beit import BeitConfig
 from edgemim.methods.composed import ComposedConfig
 from edgemim.methods.deepmim import DeepMimConfig
 from edgemim.methods.distill import D2MaeConfig, DMaeConfig
@@ -14,6 +15,7 @@ from edgemim.methods.mae import MaeConfig
 from edgemim.methods.maskfeat import MaskFeatConfig
 from edgemim.methods.mff import MffConfig
 from edgemim.methods.mirl import MirlConfig
+from edgemim.methods.mocov3 import MocoV3Config
 from edgemim.methods.pixmim import PixMimConfig
 from edgemim.methods.simmim import SimMimConfig
 
@@ -29,6 +31,8 @@ _Methods = (
     | MaskFeatConfig
     | SimMimConfig
     | Img2VecConfig
+    | BeitConfig
+    | MocoV3Config
     | ComposedConfig
 )
 
@@ -39,6 +43,7 @@ MethodConfig = Annotated[
 ]
 
 __all__ = [
+    "BeitConfig",
     "ComposedConfig",
     "D2MaeConfig",
     "DMaeConfig",
@@ -50,6 +55,7 @@ __all__ = [
     "MethodConfig",
     "MffConfig",
     "MirlConfig",
+    "MocoV3Config",
     "PixMimConfig",
     "SimMimConfig",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_every_method import METHODS, teacher_for
+from test_every_method import METHODS, configured, teacher_for
 from test_resume_every_method import FAMILIES, REFUSED
 from tiny_training import NORMALIZATION, keys_of, mask_of, nano_encoder, pixels
 
@@ -36,7 +36,7 @@ TWELVE = VitConfig(width=24, depth=12, heads=3, patch_size=8, image_size=32)
 
 
 def model_of(method: type[Config], size: Any) -> tuple[MaskedImageModel, torch.Tensor, TokenMask]:
-    config: Any = method()
+    config = configured(method, size)
     teacher = teacher_for(config, size, {})
     torch.manual_seed(0)
     model = config.build(build_encoder(size), NORMALIZATION, teacher)
@@ -56,10 +56,12 @@ def test_a_target_perturbed_at_a_visible_patch_leaves_the_loss(method: type[Conf
     assert scored
     for branch in scored:
         prediction, target = branch.decoder(features, mask), branch.target(x, mask)
-        visible = (~mask.masked).unsqueeze(-1) * torch.randn_like(target)
-        losses = [
-            reduce(LOSSES[branch.loss](prediction, t), mask, "masked") for t in (target, target + visible, target + 0.1)
-        ]
+        if target.is_floating_point():
+            elsewhere, everywhere = target + (~mask.masked).unsqueeze(-1) * torch.randn_like(target), target + 0.1
+        else:  # numbers of words
+            other = (target + 1) % prediction.shape[-1]
+            elsewhere, everywhere = torch.where(mask.masked, target, other), other
+        losses = [reduce(LOSSES[branch.loss](prediction, t), mask, "masked") for t in (target, elsewhere, everywhere)]
         assert torch.equal(losses[0], losses[1])
         assert not torch.equal(losses[0], losses[2])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_every_method import METHODS, SMALL, teacher_for
+from test_every_method import METHODS, REFUSED, SMALL, configured, teacher_for
 from tiny_training import NORMALIZATION
 
 from edgemim.config import Config
@@ -28,10 +28,6 @@ BATCH, STEPS, SAVED, STOPPED = 8, 5, 2, 3
 FAMILIES: dict[str, EncoderSize] = {
     size.name: size for size in sorted(SMALL.values(), key=lambda size: (size.tokens, size.width), reverse=True)
 }
-# What is no part of the question and large by default.
-LIGHTER: dict[str, dict[str, Any]] = {"mocov3": {"hidden_width": 32, "embedding_width": 16}}
-# What cannot be composed, and a word of the sentence that says so.
-REFUSED: dict[tuple[str, str], str] = {}
 
 
 class Gone(Exception):
@@ -82,7 +78,7 @@ def test_a_stopped_run_ends_at_the_same_bits(
 ) -> None:
     name = method.model_fields["name"].default
     size = FAMILIES[family]
-    config: Any = method.model_validate(LIGHTER.get(name, {}))
+    config = configured(method, size)
     transform = config.build_transform(PretrainTransform(), size.image_size)
     if (name, family) in REFUSED:
         with pytest.raises(UserError, match=REFUSED[name, family]):
