@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden import deepmim, distill, layer_decay, mae, maskfeat, mff, mirl, pixmim, simmim, vit
+from tests.golden import deepmim, distill, layer_decay, mae, maskfeat, mff, mirl, mocov3, pixmim, simmim, vit
 from tests.golden.case import Case, Comparison, NotCovered
 
 RUNNERS: dict[str, Callable[[Case], Comparison]] = {
@@ -26,6 +26,7 @@ RUNNERS: dict[str, Callable[[Case], Comparison]] = {
     "simmim_vit": simmim.compare,
     "mff": mff.compare,
     "mirl": mirl.compare,
+    "mocov3": mocov3.compare,
     "pixmim_lowpass": pixmim.compare,
 }
 
