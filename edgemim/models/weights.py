@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydantic
 import torch
 from safetensors import SafetensorError
@@ -29,6 +31,16 @@ from edgemim.models.sizes import EncoderSize, HieraConfig, RelativeVitConfig, Vi
 
 MODEL_FILE = "model.safetensors"
 FACTS_FILE = "model.json"
+_scalar = np.float64(0).__reduce__()[0]
+# What training scripts store beside weights: bags of values and single numbers, of which none calls anything.
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    (OrderedDict, "yacs.config.CfgNode"),
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")),
+]
 
 
 @dataclass(frozen=True)
@@ -95,8 +107,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         if path.suffix in (".pdparams", ".pkl"):
             return find_tensors(read_arrays(path), path)
-        # Training scripts store their arguments beside the weights: a bag of values that calls nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -150,6 +154,26 @@ def test_plain_tensors_are_found_in_a_checkpoint(tmp_path: Path, wrap: str | Non
     found = read_tensors(tmp_path / "x.pth")
     assert set(found) == {"a", "b"}
     assert torch.equal(found["a"], torch.ones(2))
+
+
+def test_what_training_scripts_store_beside_the_weights_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arguments, a configuration of a class that is not installed here, a numpy score."""
+    module = types.ModuleType("yacs.config")
+    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})  # pyright: ignore
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", module)
+    beside = {"args": argparse.Namespace(lr=1e-3, name="x"), "config": module.CfgNode(depth=module.CfgNode(n=3))}
+    torch.save({"model": {"a": torch.ones(2)}, **beside, "best": np.float64(83.6)}, tmp_path / "x.pth")
+    monkeypatch.delitem(sys.modules, "yacs.config")
+    assert torch.equal(read_tensors(tmp_path / "x.pth")["a"], torch.ones(2))
+
+
+def test_dinos_teacher_is_the_network_that_is_published(tmp_path: Path) -> None:
+    parts = {"student": {"module.a": torch.zeros(2)}, "teacher": {"a": torch.ones(2)}, "epoch": 99}
+    torch.save(parts, tmp_path / "x.pth")
+    assert torch.equal(read_tensors(tmp_path / "x.pth")["a"], torch.ones(2))
 
 
 @pytest.mark.parametrize("content", [{}, [1, 2], {"model": {"epoch": 3}}])
