@@ -1,17 +1,17 @@
 """Img2Vec-style distillation: several blocks predict a frozen teacher's features, the class token their mean.
 
 Img2Vec: A Teacher of High Token-Diversity Helps Masked AutoEncoders, arXiv 2304.12535. No code is released and only its
-abstract was at hand: what it claims stands on the left, what is done here, each choice ours, behind it.
+abstract was at hand: each line begins with what it claims; what follows the colon is done here and our choice.
 
-- "features of a frozen self-supervised teacher as target": any frozen teacher (--teacher). Its map meets the patch grid
+- Features of a frozen self-supervised teacher as target: any frozen teacher (--teacher). Its map meets the patch grid
   exactly, never by interpolation, which would make neighbouring targets alike: a ViT by its input size, a convolutional
   network by the stage of the patch's stride, by a larger input (--teacher.stage 4 --teacher.input-size 448 for 14×14), or
   by dilation (--teacher.output-stride 16). Where none is exact, it is refused with the sizes that are (teachers/fit.py).
-- "teachers of high token diversity", a ResNet-50 before ViT-L: `edgemim analyze token-diversity` measures and ranks them.
-- Target and loss are not in the abstract: channels standardised over the batch, as few heavy ones would own the loss, then
+- Teachers of high token diversity, a ResNet-50 better than ViT-L: `edgemim analyze token-diversity` measures and ranks them.
+- (Nothing on normalisation, loss or mask): channels standardised over the batch, as few heavy ones would own the loss, then
   each token layer-normed without affine; smooth-L1 on masked patches, 75 % of them hidden at random.
-- "multi-block feature learning": blocks as in DeepMIM (L/2, 2L/3, 5L/6, L), a decoder each, weights w_g of 1.
-- "global semantic learning": behind the last block's class token an MLP with one hidden layer predicts the mean token,
+- Multi-block feature learning: blocks as in DeepMIM (L/2, 2L/3, 5L/6, L), a decoder each, weights w_g of 1.
+- Global semantic learning: behind the last block's class token an MLP with one hidden layer predicts the mean token,
   2 - 2 cos, with weight 0.5 (1 - cos with weight 1). The mean is that of the standardised channels: of raw ones, a
   constant answers half of it (2 - 2 cos of EfficientNet-Lite0's mean tokens to their own mean is 0.49 raw, 2.01
   standardised; 96 images of trashnet). It scores the whole image, hidden patches included.

@@ -93,7 +93,9 @@ class CachedTeacher(nn.Module):
             shown.found[:] = True
         return torch.from_numpy(shown.rows).to(images.device).float()
 
-    def fill(self, folder: ImageFolder, view: PretrainTransform, image_size: int, share: tuple[int, int]) -> None:
+    def fill(
+        self, folder: ImageFolder, view: PretrainTransform, image_size: int, share: tuple[int, int], workers: int = 0
+    ) -> None:
         """Compute all missing rows; `share` is (rank, processes), each of which takes its part.
 
         An image that cannot be read is left out. Raises UserError if a feature is beyond float16.
@@ -105,13 +107,13 @@ class CachedTeacher(nn.Module):
         # The evaluation view of both wings is, pixel for pixel, that of crop 'none' (a test compares them).
         view_filter: Any = view.interpolation
         preprocessing = Preprocessing(image_size=image_size, crop_pct=1.0, interpolation=view_filter)
-        loader = eval_loader(folder, preprocessing, batch_size=_FILL_BATCH, indices=missing)
+        loader = eval_loader(folder, preprocessing, batch_size=_FILL_BATCH, workers=workers, indices=missing)
         device = next(self.teacher.buffers()).device
         console = Console(stderr=True)
         columns = (TextColumn("filling the teacher cache"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True, disable=rank > 0 or not console.is_terminal) as bar:
             task = bar.add_task("", total=len(missing))
-            for batch in self.follow(loader):
+            for batch in self.follow(_readable(loader)):
                 self(batch.images.to(device).float() / 255)
                 bar.advance(task, len(batch))
 
@@ -164,6 +166,14 @@ class CachedTeacher(nn.Module):
             )
             self.store.clear()
             shown.found[:] = False
+
+
+def _readable(batches: Iterable[Batch]) -> Generator[Batch]:
+    """Batches until there are none; that not one of the images can be read is for the training to count and report."""
+    try:
+        yield from batches
+    except UserError:
+        return
 
 
 def open_cached(

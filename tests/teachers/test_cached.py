@@ -144,6 +144,19 @@ def test_filling_upfront_shows_what_training_shows(folder: ImageFolder, tmp_path
     assert network.images == 8
 
 
+def test_an_image_that_cannot_be_read_is_left_out(photos: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).write_bytes((photos / "rocket" / "00.png").read_bytes())
+    (tmp_path / "data" / "broken.png").write_bytes(b"no picture")
+    few = scan_folder(tmp_path / "data", cache=False)
+    for computed in (2, 0):  # the second time it is the only one that is missing
+        cached = opened(teacher_of(), tmp_path / "cache", few)
+        cached.fill(few, VIEW, 32, (0, 1))
+        assert cached.store.missing().tolist() == [2]
+        assert cached.store.counts.computed == computed
+
+
 def test_rows_of_another_function_are_found_out(
     folder: ImageFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
