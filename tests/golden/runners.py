@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden import deepmim, distill, layer_decay, mae, maskfeat, mff, mirl, mocov3, pixmim, simmim, vit
+from tests.golden import deepmim, distill, hiera, layer_decay, mae, maskfeat, mff, mirl, mocov3, pixmim, simmim, vit
 from tests.golden.case import Case, Comparison, NotCovered
 
 RUNNERS: dict[str, Callable[[Case], Comparison]] = {
@@ -28,6 +28,8 @@ RUNNERS: dict[str, Callable[[Case], Comparison]] = {
     "mirl": mirl.compare,
     "mocov3": mocov3.compare,
     "pixmim_lowpass": pixmim.compare,
+    "hiera_mae": hiera.compare_mae,
+    "hiera_cls": hiera.compare_classifier,
 }
 
 _TRACKING = "tracking is a later part of the project"
