@@ -25,7 +25,14 @@ from torch import nn
 from edgemim.config import Config
 from edgemim.errors import UserError
 from edgemim.methods.branches import Branch, LossName, MaskedImageModel, Score, patch_branch
-from edgemim.methods.decoders import DecoderConfig, Fuse, LinearDecoderConfig, Pick, TransformerDecoderConfig
+from edgemim.methods.decoders import (
+    DecoderConfig,
+    Fuse,
+    LinearDecoderConfig,
+    Pick,
+    TransformerDecoderConfig,
+    final_tokens,
+)
 from edgemim.methods.distill import check_maps
 from edgemim.methods.masking import BlockMasking, Masking, RandomMasking, UnitMasking, masking_for
 from edgemim.methods.method import KEEPS_HIDDEN, Method, TeacherKind, check_on_grid, refuse_hierarchical
@@ -133,16 +140,18 @@ class BranchConfig(Config):
             self.decoder or decoder,
             target,
             tap=tap,
-            neck=self._neck(tap, encoder.config.width),
+            neck=self._neck(tap, encoder.config),
             loss=loss,
             weight=self.weight,
             score=self.scored,
         )
 
-    def _neck(self, tap: int, width: int) -> nn.Module | None:
+    def _neck(self, tap: int, size: EncoderSize) -> nn.Module | None:
         if self.fuse:
-            return Fuse(self.fuse, width)
-        return None if self.normed is None else Pick(tap, normed=self.normed)
+            return Fuse(self.fuse, size.width)
+        if self.normed is None:
+            return None
+        return final_tokens(size, tap) if self.normed else Pick(tap, normed=False)
 
 
 class ComposedConfig(Method):

@@ -27,13 +27,14 @@ from edgemim.methods import (
     PixMimConfig,
     SimMimConfig,
 )
+from edgemim.methods.branches import MaskedImageModel
 from edgemim.methods.decoders import LinearDecoderConfig, TransformerDecoderConfig
 from edgemim.methods.method import Method
 from edgemim.methods.named_targets import AttentionTargetConfig, FeatureTargetConfig
 from edgemim.methods.reconstruction import FrozenReconstruction
-from edgemim.models.encoder import Encoder
+from edgemim.models.build import build_encoder
 from edgemim.models.normalization import Normalization
-from edgemim.models.sizes import VitConfig
+from edgemim.models.sizes import SIZES, EncoderSize, HieraConfig, VitConfig
 from edgemim.teachers import EfficientNetLiteTeacher, MaskedTeacher, TimmTeacher
 
 SIX = VitConfig(width=24, depth=6, heads=3, patch_size=8, image_size=32)
@@ -165,15 +166,19 @@ branches:
 RENAMED = {"img2vec": ("decoders.global.", "decoders.mean.")}
 
 
-def step(method: Method, teacher: nn.Module | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+Step = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
+
+def step(method: Method, teacher: nn.Module | None, size: EncoderSize = SIX) -> Step:
     """Loss and gradients of one step from the same seed, with no weight left at the zero that it is born with."""
     torch.manual_seed(11)
-    model = method.build(Encoder(SIX), NORMALIZATION, teacher).train()
+    model = method.build(build_encoder(size), NORMALIZATION, teacher).train()
+    assert isinstance(model, MaskedImageModel)
     torch.manual_seed(12)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    loss = model(pixels(4), keys_of(4), None).loss
+    loss = model(pixels(4, size.image_size), keys_of(4), None).loss
     loss.backward()
     return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -188,12 +193,34 @@ def test_a_published_method_is_a_list_of_branches(name: str, tmp_path: Path) -> 
     composed = read(tmp_path, text)
     assert composed.teacher_kind == method.teacher_kind
     teacher = make_teacher() if make_teacher else None
-    loss, gradients = step(method, teacher)
-    same_loss, same_gradients = step(composed, teacher)
-    assert torch.equal(loss, same_loss)
-    renamed = {key.replace(*RENAMED.get(name, ("", ""))): value for key, value in gradients.items()}
-    assert renamed.keys() == same_gradients.keys()
-    assert {key for key, value in renamed.items() if not torch.equal(value, same_gradients[key])} == set()
+    same_bits(step(method, teacher), step(composed, teacher), RENAMED.get(name, ("", "")))
+
+
+def same_bits(one: Step, other: Step, renamed: tuple[str, str] = ("", "")) -> None:
+    """Two steps have the same loss and gradients."""
+    assert torch.equal(one[0], other[0])
+    gradients = {key.replace(*renamed): value for key, value in one[1].items()}
+    assert gradients.keys() == other[1].keys()
+    assert {key for key, value in gradients.items() if not torch.equal(value, other[1][key])} == set()
+
+
+def test_so_on_a_hierarchical_encoder(tmp_path: Path) -> None:
+    size = SIZES["hiera_micro"]
+    assert isinstance(size, HieraConfig)
+    bare = step(MaeConfig(), None, size)
+    same_bits(bare, step(read(tmp_path, "name: composed\nbranches: [{target: pixel}]"), None, size))
+    d2_mae = D2MaeConfig(pixel_layer=size.depth - 1)
+    text = f"""
+name: composed
+branches:
+  - {{name: pixel, tap: {size.depth - 1}, normed: true}}
+  - {{target: {{name: attention, extra_block: true}}}}"""
+    teacher = MaskedTeacher(build_encoder(size), NORMALIZATION)
+    same_bits(step(d2_mae, teacher, size), step(read(tmp_path, text), teacher, size))
+    for branches, words in (("{fuse: [1, 2]}", "fuses blocks"), ("{tap: 1}", "'tap' of branch 'pixel_1'")):
+        method = read(tmp_path, f"{{name: composed, branches: [{branches}]}}")
+        with pytest.raises(UserError, match=words):
+            method.check(size)
 
 
 def test_another_target_gives_other_numbers(tmp_path: Path) -> None:
