@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 import timm
@@ -49,7 +49,7 @@ def create_timm_model(name: str, *, pretrained: bool, output_stride: int | None 
         near = suggest(name, timm.list_models())
         raise UserError(f"timm knows no model '{name}'{near}; `timm.list_models()` lists the names")
     try:
-        options = {} if output_stride is None else {"output_stride": output_stride}
+        options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
         return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # a download can fail in many ways, and timm passes each on as it came
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
