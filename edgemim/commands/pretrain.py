@@ -64,6 +64,8 @@ class PretrainConfig(TrainingConfig):
     """Passes over the images (the lightweight study pre-trains for 400)."""
     warmup_epochs: float = pydantic.Field(default=40.0, ge=0)
     """Epochs of linear warm-up from 0."""
+    decay_vectors: bool = False
+    """Decay vectors and biases as matrices, as MoCo-v3's published code does."""
     picture_every: float = pydantic.Field(default=10.0, ge=0)
     """Epochs between two reconstruction pictures; 0 makes none."""
     knn_every: float = pydantic.Field(default=10.0, ge=0)
@@ -177,7 +179,9 @@ def _train(
     cached: CachedTeacher | None = None,
 ) -> None:
     transform = config.method.build_transform(config.transform, config.encoder.image_size)
-    optimizer = build_adamw(model, weight_decay=config.weight_decay, betas=config.betas)
+    optimizer = build_adamw(
+        model, weight_decay=config.weight_decay, betas=config.betas, decay_vectors=config.decay_vectors
+    )
     workers = config.reader_processes(world.size)
 
     def batches(start: int) -> Any:

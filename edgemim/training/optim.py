@@ -16,6 +16,7 @@ def build_adamw(
     betas: tuple[float, float],
     layer_decay: float | None = None,
     no_decay: Sequence[str] = (),
+    decay_vectors: bool = False,
 ) -> torch.optim.AdamW:
     """Fused AdamW whose groups carry `lr_scale`; the loop sets each group's rate to rate * lr_scale.
 
@@ -25,8 +26,15 @@ def build_adamw(
         betas: Adam's two momenta.
         layer_decay: with it, timm's layer groups: a layer's rate is decay ** (layers above it).
         no_decay: names of parameters that are not decayed.
+        decay_vectors: without `layer_decay`, decay vectors and biases, too.
     """
-    if layer_decay is None:
+    if decay_vectors and layer_decay is None:
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for name, p in trained if name not in no_decay], "weight_decay": weight_decay},
+            {"params": [p for name, p in trained if name in no_decay], "weight_decay": 0.0},
+        ]
+    elif layer_decay is None:
         groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=no_decay)
     else:
         groups = param_groups_layer_decay(model, weight_decay, no_weight_decay_list=no_decay, layer_decay=layer_decay)

@@ -37,6 +37,17 @@ def test_vectors_do_not_decay_and_frozen_tensors_are_left_out() -> None:
             assert decay[name] == (0.0 if p.ndim <= 1 or name.endswith(".bias") else 0.05), name
 
 
+def test_vectors_decay_where_asked_for() -> None:
+    encoder = nano_encoder()
+    optimizer = build_adamw(
+        encoder, weight_decay=0.1, betas=(0.9, 0.999), decay_vectors=True, no_decay=["vit.cls_token"]
+    )
+    decay = settings_of(optimizer, encoder, "weight_decay")
+    assert decay.pop("vit.cls_token") == 0.0
+    assert decay == {n: 0.1 for n, p in encoder.named_parameters() if p.requires_grad and n != "vit.cls_token"}
+    assert all(group["lr_scale"] == 1.0 for group in optimizer.param_groups)
+
+
 def test_named_tensors_do_not_decay() -> None:
     model = small_model()
     decay = settings_of(
