@@ -218,8 +218,10 @@ class ComposedConfig(Method):
     @property
     def teacher_kind(self) -> TeacherKind:
         """What the branches read of a teacher."""
-        kinds: list[TeacherKind] = [branch.target.teacher_kind for branch in self.branches]
-        return next((kind for kind in kinds if kind != "none"), "none")
+        for branch in self.branches:
+            if branch.target.teacher_kind != "none":
+                return branch.target.teacher_kind
+        return "none"
 
     def check(self, size: EncoderSize) -> None:
         """Raises UserError on blocks that the encoder does not have, or hidden patches that it cannot keep."""
