@@ -17,7 +17,7 @@ from edgemim.edge.images import IMAGENET_MEAN, Preprocessing
 from edgemim.errors import UserError
 
 KeyedTransform = Callable[[np.ndarray, int], np.ndarray]
-"""(uint8 [h, w, 3], key) -> uint8 [3, s, s], contiguous."""
+"""(uint8 [h, w, 3], key) -> uint8 [3, s, s], contiguous; [views, 3, s, s] where it makes several of one image."""
 
 Interpolation = Literal["bicubic", "bilinear", "random"]
 Scale = tuple[float, float]
