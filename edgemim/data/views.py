@@ -39,6 +39,13 @@ class Distortion(Config):
     solarize_probability: float = pydantic.Field(default=0.0, ge=0, le=1)
     """Probability of inverting the brighter half of each channel's values."""
 
+    @pydantic.field_validator("blur_sigma")
+    @classmethod
+    def _check_sigma(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1]:
+            raise ValueError(f"blur_sigma {value} must satisfy 0 <= smallest <= largest")
+        return value
+
     def apply(self, image: Image.Image, rng: random.Random) -> Image.Image:
         """The distorted image, from the generator's numbers alone."""
         if rng.random() < self.jitter_probability:

@@ -25,7 +25,7 @@ from edgemim.errors import UserError
 from edgemim.methods.contrast import contrast, mlp_head, processes
 from edgemim.methods.method import Method
 from edgemim.methods.pretraining import PretrainObjective
-from edgemim.models.encoder import Encoder
+from edgemim.models.encoder import Encoder, Features
 from edgemim.models.normalization import Normalization
 from edgemim.models.sizes import EncoderSize
 from edgemim.training.objective import StepOutput
@@ -149,6 +149,10 @@ class MomentumContrast(PretrainObjective):
         back, _ = contrast(q2, k1, self.temperature)
         metrics = {"loss_q1k2": forth.detach(), "loss_q2k1": back.detach(), "contrast_top1": hits}
         return StepOutput(forth + back, metrics)
+
+    def pool(self, features: Features) -> Float[Tensor, "b width"]:
+        """The class token, the only one of the last block that the loss sees."""
+        return features.last[:, 0]
 
     def project(self, *views: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b d"], ...]:
         """The projections of views, before the predictor."""

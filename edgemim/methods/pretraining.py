@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from edgemim.models.encoder import Encoder
+from edgemim.models.encoder import Encoder, Features
 from edgemim.models.normalization import Normalization
 from edgemim.training.objective import Objective
 
@@ -25,6 +25,10 @@ class PretrainObjective(Objective):
     def exported(self) -> nn.Module:
         """What leaves pre-training: the encoder in timm's names."""
         return self.encoder.vit
+
+    def pool(self, features: Features) -> Float[Tensor, "b width"]:
+        """An image's feature vector, by which k-NN judges the encoder: the mean of the last block's patch tokens."""
+        return features.pooled(max(features.tokens))
 
     def reconstruct(self, images: Tensor, keys: Int[Tensor, " b"]) -> tuple[Tensor, Tensor] | None:
         """Masked input and reconstruction of uint8 images, both [b, 3, h, w] in [0, 1]; None where there is none."""

@@ -82,6 +82,11 @@ def test_grey_blur_and_solarize(picture: np.ndarray) -> None:
     assert np.array_equal(only(), picture)
 
 
+def test_a_blur_of_reversed_widths_is_refused() -> None:
+    with pytest.raises(ValueError, match="smallest <= largest"):
+        Distortion(blur_sigma=(2.0, 0.1))
+
+
 def test_probabilities_and_ranges() -> None:
     """How often each change happens, told from what it does to an image of one colour and an edge."""
     image = Image.fromarray(np.full((4, 4, 3), (200, 40, 90), np.uint8))

@@ -6,6 +6,7 @@ import torch
 from tiny_training import NORMALIZATION, keys_of, nano_encoder, pixels
 
 from edgemim.methods.mae import MaeConfig
+from edgemim.methods.mocov3 import MocoV3Config
 from edgemim.methods.pretraining import PretrainObjective
 
 
@@ -15,6 +16,16 @@ def test_the_encoder_is_handed_on_under_timms_names() -> None:
     assert isinstance(model, PretrainObjective)
     assert model.exported is encoder.vit
     assert "blocks.0.attn.qkv.weight" in model.exported.state_dict()
+
+
+def test_an_image_is_judged_by_the_mean_of_its_patches_or_by_the_token_that_was_trained() -> None:
+    encoder, x = nano_encoder(), NORMALIZATION.apply(pixels(2))
+    features = encoder(x, taps=(1, 2))
+    tokens = encoder.vit.norm(features.tokens[2])
+    mae = MaeConfig().build(encoder, NORMALIZATION, None)
+    assert torch.equal(mae.pool(features), tokens[:, 1:].mean(1))
+    moco = MocoV3Config(hidden_width=8, embedding_width=4).build(nano_encoder(), NORMALIZATION, None)
+    assert torch.equal(moco.pool(features), tokens[:, 0])
 
 
 def test_without_a_picture_and_between_steps_nothing_happens() -> None:
