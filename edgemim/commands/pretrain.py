@@ -273,8 +273,7 @@ class _Watch:
         assert self._queries is not None
 
         def encode(images: torch.Tensor) -> torch.Tensor:
-            features = self.model.encoder(self.model.normalization.apply(images))
-            return features.pooled(self.config.encoder.depth)
+            return self.model.pool(self.model.encoder(self.model.normalization.apply(images)))
 
         found = [
             extract_features(encode, eval_loader(part, self.preprocessing, batch_size=64), self.world.device)
