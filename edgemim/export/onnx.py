@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edgemim.edge.artifact import METADATA_PREFIX
 from edgemim.errors import ModelRefused
+from edgemim.models.hiera import unfused_windows
 
 DEFAULT_OPSET = 20
 """Its single Gelu node runs 3–5 % faster in ONNX Runtime than opset 18's five; opset 23's Attention gains nothing."""
@@ -50,7 +51,7 @@ def export_onnx(
     """
     shapes = ({0: torch.export.Dim("batch", min=1)},) if dynamic_batch else None
     try:
-        with quietly(), torch.inference_mode():
+        with quietly(), torch.inference_mode(), unfused_windows(module):
             program = torch.onnx.export(
                 module,
                 (example,),

@@ -6,7 +6,8 @@ none is written again; its own convention, True = kept, begins and ends at those
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import cast
 
@@ -145,6 +146,22 @@ def global_logits(attention: MaskUnitAttention, x: Float[Tensor, "b t width"]) -
     """Pre-softmax logits q k^T / sqrt(d) of an attention over all tokens, whatever their order."""
     q, k, _ = attention.qkv(x).unflatten(-1, (3, attention.heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
     return (q * attention.scale) @ k.transpose(-2, -1)
+
+
+@contextmanager
+def unfused_windows(module: nn.Module) -> Iterator[None]:
+    """Have a model's attention within mask units computed step by step while the context is open.
+
+    timm hands it to a fused kernel as five dimensions, of which ONNX's exporter knows four.
+    """
+    fused = [m for m in module.modules() if isinstance(m, MaskUnitAttention) and m.use_mask_unit_attn and m.fused_attn]
+    for attention in fused:
+        attention.fused_attn = False  # pyright: ignore[reportAttributeAccessIssue] (final for TorchScript alone)
+    try:
+        yield
+    finally:
+        for attention in fused:
+            attention.fused_attn = True  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _place_in_units(
