@@ -218,6 +218,7 @@ def test_runs_from_the_command_line(photos: Path, tmp_path: Path, capsys: pytest
     ("words", "sentence"),
     [
         (["--method", "feature_distill"], "no --teacher is given"),
+        (["--method", "mae", "--teacher", "efficientnet_lite0"], "it has no teacher"),
         (["--method", "d_mae", "--teacher", "vit_tiny_patch16_224"], "its target depends on the mask"),
         (
             ["--method", "img2vec", "--teacher", "efficientnet_lite0"],
