@@ -21,6 +21,8 @@ _PUBLIC = {
     "TokenDiversityConfig": "edgemim.commands.analyze",
     "convert": "edgemim.commands.convert",
     "ConvertConfig": "edgemim.commands.convert",
+    "cost": "edgemim.commands.cost",
+    "CostConfig": "edgemim.commands.cost",
     # Not "export": importing the sub-package edgemim.export would put the module in the function's place.
     "export_model": "edgemim.commands.export",
     "ExportConfig": "edgemim.commands.export",

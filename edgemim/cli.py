@@ -30,6 +30,7 @@ VERBS = {
     "analyze token-diversity": Verb(
         "analyze", "TokenDiversityConfig", "token_diversity", "how diverse the tokens of teachers are (Img2Vec)"
     ),
+    "cost": Verb("cost", "CostConfig", "cost", "arithmetic, memory and hours of a recipe, before it is run"),
     "export": Verb("export", "ExportConfig", "export_model", "make a checked ONNX artifact of a run"),
     "quantize": Verb("quantize", "QuantizeConfig", "quantize", "add a checked INT8 model to an artifact"),
     "convert": Verb("convert", "ConvertConfig", "convert", "make a run of a published checkpoint"),
