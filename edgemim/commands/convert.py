@@ -97,11 +97,13 @@ def _encoder(converted: Converted, config: ConvertConfig) -> tuple[dict[str, Ten
 
 def _classifier(converted: Converted, config: ConvertConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The fine-tuned network's state and facts. Raises UserError without a classifier, or on labels of another count."""
-    head = converted.classifier.get("head.weight")
+    found = (value for key, value in converted.classifier.items() if key in ("head.weight", "head.fc.weight"))
+    head = next(found, None)
     if head is None or not head.shape[0]:
         raise UserError(f"{config.file} holds no classifier; leave --keep-head out")
-    pool = "avg" if "fc_norm.weight" in converted.classifier else "token"
-    architecture: dict[str, Any] = {"vit": converted.encoder.config.model_dump(mode="json"), "pool": pool}
+    pool = "avg" if "head.weight" not in converted.classifier or "fc_norm.weight" in converted.classifier else "token"
+    size = converted.encoder.config.as_classifier()
+    architecture: dict[str, Any] = {"vit": size.model_dump(mode="json"), "pool": pool}
     own = {k: v for k, v in converted.encoder.vit.state_dict().items() if pool == "token" or not k.startswith("norm.")}
     model = build_model(architecture, head.shape[0])
     try:
@@ -174,7 +176,7 @@ def _show(converted: Converted, config: ConvertConfig) -> None:
     used = sum(fate.becomes is not None for fate in fates)
     print(f"{used} of {len(fates)} tensors used, {len(fates) - used} left behind for the reasons above")
     print(
-        f"{size.name}: width {size.width}, depth {size.depth}, {size.heads} heads, patch {size.patch_size}, "
+        f"{size.name}: width {size.width}, depth {size.depth}, {size.heads} heads, patches of {size.patch_size}, "
         f"{size.image_size} pixels, MLP ratio {size.mlp_ratio:g}"
     )
     for note in converted.notes:
@@ -182,12 +184,12 @@ def _show(converted: Converted, config: ConvertConfig) -> None:
 
 
 def _group(key: str) -> str:
-    """A key up to the number of its block, or its last part."""
+    """A key up to the number of its block, or up to its weight and bias."""
     parts = key.split(".")
     numbers = [place for place, part in enumerate(parts) if part.isdigit()]
     if numbers and numbers[0] + 1 < len(parts):
         return ".".join(parts[: numbers[0]]) + ".*"
-    return ".".join(parts[:-1]) if len(parts) > 1 else key
+    return ".".join(parts[:-1]) if parts[-1] in ("weight", "bias") else key
 
 
 def _outcome(fate: KeyFate) -> str:

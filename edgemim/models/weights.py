@@ -135,7 +135,7 @@ def find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: if there is none.
     """
-    for key in ("model", "state_dict", "model_state_dict", "teacher"):
+    for key in ("model", "state_dict", "model_state_dict", "model_state", "teacher"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break

@@ -24,10 +24,12 @@ from edgemim.commands.finetune import FinetuneConfig, finetune  # noqa: E402
 from edgemim.commands.probe import ProbeConfig, probe  # noqa: E402
 from edgemim.config import load_yaml  # noqa: E402
 from edgemim.edge.artifact import Artifact  # noqa: E402
+from edgemim.edge.images import IMAGENET_MEAN  # noqa: E402
 from edgemim.errors import UserError  # noqa: E402
 from edgemim.models.convert import FAMILIES, FamilyName  # noqa: E402
+from edgemim.models.encoder import TokenMask  # noqa: E402
 from edgemim.models.weights import load_encoder, read_facts  # noqa: E402
-from edgemim.teachers import CheckpointTeacher  # noqa: E402
+from edgemim.teachers import CheckpointTeacher, masked_teacher  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -73,6 +75,7 @@ CASES = {
     "simmim_vit": "simmim",
     "mocov3": "mocov3",
     "vit_finetune": "deit",
+    "hiera_mae": "hiera",
 }
 
 
@@ -80,11 +83,16 @@ CASES = {
 def test_every_family_becomes_an_encoder_that_teaches(case: str, family: str, tmp_path: Path) -> None:
     path = tmp_path / "published.safetensors"
     save_file(weights_of(case), path)
-    heads = None if family == "simmim" else 2
+    heads = None if family in ("simmim", "hiera") else 2
     results = convert(ConvertConfig(file=path, family=family, heads=heads, out=tmp_path / "run"))  # pyright: ignore
     assert results["tensors"] == len(weights_of(case))
-    teacher = CheckpointTeacher(path=tmp_path / "run").build(16, (4, 4))
-    assert teacher(torch.rand(1, 3, 16, 16)).shape == (1, 16, 16)
+    size = load_encoder(tmp_path / "run").config
+    teacher = masked_teacher(CheckpointTeacher(path=tmp_path / "run"), size)
+    found = teacher(
+        torch.rand(1, 3, size.image_size, size.image_size), TokenMask.of(torch.zeros(1, 16).bool()), taps=[size.depth]
+    )
+    assert found.last.shape == (1, 16 + size.prefix, size.width)
+    assert teacher.normalization.mean == IMAGENET_MEAN
 
 
 def test_paddles_own_file_is_read(tmp_path: Path) -> None:
@@ -255,13 +263,28 @@ def test_a_published_case_converts_from_the_command_line(shared: Path, tmp_path:
     families = {"mae": "mae", "mae_lite": "mae-lite", "d2_mae": "mae-lite", "deepmim": "deepmim", "mirl": "mirl"}
     families |= {"mff": "mff", "simmim_vit": "simmim", "mocov3": "mocov3", "vit_rpe": "mae-lite", "vit_finetune": "mae"}
     for case, family in families.items():
+        file = shared / "golden" / case / "weights.safetensors"
         facts = json.loads((shared / "golden" / case / "case.json").read_text())["config"]
         heads = facts.get("num_heads") or facts["student"]["num_heads"]
-        file = shared / "golden" / case / "weights.safetensors"
         results = convert(ConvertConfig(file=file, family=family, heads=heads, out=tmp_path / case))  # pyright: ignore
         sizes = facts.get("student", facts)
         assert results["encoder"]["width"] == sizes.get("embed_dim", sizes.get("embed_dims"))
         assert results["encoder"]["image_size"] == facts["img_size"]
+
+
+def test_published_hiera_classifier_gives_the_published_logits(shared: Path, tmp_path: Path) -> None:
+    from edgemim.tasks import load_task
+
+    folder = shared / "golden" / "hiera_cls"
+    heads = json.loads((folder / "case.json").read_text())["config"]["num_heads"]
+    convert(
+        ConvertConfig(
+            file=folder / "weights.safetensors", family="hiera", heads=heads, keep_head=True, out=tmp_path / "run"
+        )
+    )
+    with torch.no_grad():
+        logits = load_task(tmp_path / "run").model(load_file(folder / "inputs.safetensors")["images"])
+    torch.testing.assert_close(logits, load_file(folder / "outputs.safetensors")["logits"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_bare_function_refuses_as_the_verb_does(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ _DECODER_SIZES = {"decoder_embed_dim": _DECODER, "decoder_depth": 1, "decoder_nu
 _TEACHER = {"embed_dim": 12, "depth": _DEPTH, "num_heads": 3}
 _STUDENT = {"embed_dim": _WIDTH, "depth": _DEPTH, "num_heads": _HEADS, **_DECODER_SIZES}
 _DEEP = 6
+_STAGES = (4, 8, 16, 32)
+_HIERA_SIDE, _HIERA_KERNEL, _HIERA_STRIDE, _UNITS = 32, 3, 2, 4
 _TOO_LARGE = ("filter_224_r40",)
 # Outputs that are numbered by a layer, at these depths.
 _NUMBERED: dict[str, tuple[str, ...]] = {
@@ -71,6 +73,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "simmim_vit": {**_VIT, "mask_patch_size": 2 * _PATCH},
     "vit_finetune": {**_VIT, "num_classes": 5},
     "mocov3": {**_VIT, "depth": 1, "dim": 6, "mlp_dim": 10},
+    "hiera_mae": {
+        "input_size": [_HIERA_SIDE, _HIERA_SIDE],
+        "student": {"embed_dim": _STAGES[0], "num_heads": 1, "stages": [1, 1, 1, 1], **_DECODER_SIZES},
+        "teacher": {"embed_dim": _STAGES[0], "num_heads": 2, "stages": [1, 1, 1, 1]},
+        "attn_idx": [4],
+        "tch_attn_idx": [4],
+    },
     "pixmim_lowpass": {"img_size": _IMAGE, "radius": 4},
     "maskfeat_hog": {"img_size": 32},
 }
@@ -217,6 +226,33 @@ def mocov3() -> Shapes:
     return parts
 
 
+def hiera(name: str) -> Shapes:
+    """Four stages of one block; the first block of a stage widens, in a projection beside its attention."""
+    tokens = (_HIERA_SIDE // _HIERA_STRIDE) ** 2
+    parts: Shapes = {"pos_embed": (1, tokens, _STAGES[0]), "patch_embed.proj.bias": (_STAGES[0],)}
+    parts |= {"patch_embed.proj.weight": (_STAGES[0], 3, _HIERA_KERNEL, _HIERA_KERNEL)}
+    for number, width in enumerate(_STAGES):
+        before, stem = _STAGES[max(number - 1, 0)], f"blocks.{number}"
+        parts |= norm(f"{stem}.norm1", before) | norm(f"{stem}.norm2", width)
+        parts |= linear(f"{stem}.attn.qkv", before, 3 * width) | linear(f"{stem}.attn.proj", width, width)
+        parts |= linear(f"{stem}.mlp.fc1", width, 4 * width) | linear(f"{stem}.mlp.fc2", 4 * width, width)
+        parts |= linear(f"{stem}.proj", before, width) if number else {}
+    for number, side in enumerate((4, 2)):
+        head = f"multi_scale_fusion_heads.{number}"
+        parts |= {f"{head}.weight": (_STAGES[-1], _STAGES[number], side, side), f"{head}.bias": (_STAGES[-1],)}
+    return {name + key: shape for key, shape in (parts | norm("encoder_norm", _STAGES[-1])).items()}
+
+
+def hiera_wrapper() -> Shapes:
+    """The study's wrapper: student with its decoder, teacher, adapter of the last stage's heads."""
+    parts = hiera("model.") | hiera("tch_model.") | {"attn_adapter.adapter3.weight": (16, 8, 1, 1)}
+    patch = 4 * _HIERA_STRIDE
+    own = decoder(out=3 * patch**2, name="model.")
+    own |= {"model.decoder_embed.weight": (_DECODER, _STAGES[-1])}
+    own |= {"model.decoder_pos_embed": (1, (_HIERA_SIDE // patch) ** 2, _DECODER)}
+    return parts | own
+
+
 def finetuned() -> Shapes:
     """A classifier of the mean of the patch tokens."""
     parts = {key: shape for key, shape in vit().items() if not key.startswith("norm.")}
@@ -233,6 +269,7 @@ SHAPES: dict[str, Shapes] = {
     "simmim_vit": simmim(),
     "vit_finetune": finetuned(),
     "mocov3": mocov3(),
+    "hiera_mae": hiera_wrapper(),
     "pixmim_lowpass": {},
     "maskfeat_hog": {},
 }
@@ -242,7 +279,7 @@ def draw(case: str, generator: torch.Generator) -> dict[str, Tensor]:
     """Weights as the published cases draw them: no term vanishes, fixed tables keep their values."""
     weights = {}
     for key, shape in SHAPES[case].items():
-        if "pos_embed" in key and case != "vit_finetune":
+        if "pos_embed" in key and case not in ("vit_finetune", "hiera_mae"):
             table = sincos_positions(shape[-1], (_GRID, _GRID), prefix=1)
             value = swap_halves(table) if case in ("mff", "mocov3") else table
         elif key.endswith(("weight_g", "running_var")):
@@ -262,14 +299,15 @@ def draw(case: str, generator: torch.Generator) -> dict[str, Tensor]:
 
 def draw_inputs(template: Case, config: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
     """Inputs under the published case's names."""
-    images = (3, config["img_size"], config["img_size"])
+    side = config["input_size"][0] if "input_size" in config else config["img_size"]
+    images = (3, side, side)
     found: dict[str, Tensor] = {}
     for name, published in template.inputs.items():
         batch = len(published)
         if name in ("images", "x1", "x2"):
             found[name] = torch.randn(batch, *images, generator=generator)
         elif name == "noise":
-            found[name] = torch.rand(batch, _TOKENS, generator=generator)
+            found[name] = torch.rand(batch, _UNITS if template.name == "hiera_mae" else _TOKENS, generator=generator)
         elif name == "teacher_out":
             found[name] = torch.randn(batch, _TOKENS + 1, config["target_dim"], generator=generator)
         elif name == "labels":

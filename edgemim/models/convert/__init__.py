@@ -12,6 +12,7 @@ from edgemim.errors import UserError
 from edgemim.models.convert.deepmim import plan_deepmim
 from edgemim.models.convert.detect import look
 from edgemim.models.convert.encoder import Converted, Family, convert_weights
+from edgemim.models.convert.hiera import plan_hiera
 from edgemim.models.convert.mae import plan_mae
 from edgemim.models.convert.mae_lite import plan_mae_lite
 from edgemim.models.convert.mff import plan_mff
@@ -33,7 +34,7 @@ def _of_64_channels(width: int) -> int | None:
     return _PAPER(width) or (width // 64 if width % 64 == 0 else None)
 
 
-FamilyName = Literal["mae", "mae-lite", "deepmim", "mirl", "mff", "simmim", "mocov3", "timm", "deit", "dino"]
+FamilyName = Literal["mae", "mae-lite", "deepmim", "mirl", "mff", "simmim", "mocov3", "hiera", "timm", "deit", "dino"]
 """Names of the families; the keys of `FAMILIES`."""
 
 FAMILIES: dict[str, Family] = {
@@ -47,6 +48,8 @@ FAMILIES: dict[str, Family] = {
         Family("mff", plan_mff, _of_64_channels),
         Family("simmim", plan_simmim, _PAPER),
         Family("mocov3", plan_mocov3, _twelve),
+        # In the first stage; 2 and 4 in the widest ones that were published.
+        Family("hiera", plan_hiera, lambda width: {112: 2, 144: 2, 256: 4}.get(width, 1), hierarchical=True),
         Family("timm", plan_timm, _of_64_channels),
         Family("deit", plan_deit, _of_64_channels),
         Family("dino", plan_dino, _of_64_channels),

@@ -16,10 +16,11 @@ from edgemim.config import describe
 from edgemim.errors import UserError
 from edgemim.models.build import build_encoder
 from edgemim.models.convert.detect import check_family
+from edgemim.models.convert.hiera import hiera_sizes
 from edgemim.models.convert.plan import CLASSIFIER, ENCODER, Drop, Plan, swap_halves
 from edgemim.models.encoder import Encoder
 from edgemim.models.position import sincos_positions
-from edgemim.models.sizes import RelativeVitConfig, VitConfig
+from edgemim.models.sizes import HieraConfig, RelativeVitConfig, VitConfig
 from edgemim.models.weights import load_weights
 
 
@@ -29,12 +30,15 @@ class Family:
 
     Attributes:
         plan: what becomes of its tensors.
-        heads: attention heads by width, which no file stores; None where the authors published no such width.
+        heads: attention heads (of a hierarchical network, in its first stage) by width, which no file stores; None where
+            the authors published no such width.
+        hierarchical: whether its encoder is a `Hiera`.
     """
 
     name: str
     plan: Callable[[Mapping[str, Tensor]], Plan]
     heads: Callable[[int], int | None]
+    hierarchical: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def convert_weights(family: Family, weights: Mapping[str, Tensor], heads: int | 
     check_family(weights, family.name)
     plan = family.plan(weights)
     tensors = {key: value.float() for key, value in plan.state(weights, ENCODER).items()}
-    config, notes = infer_sizes(tensors, family, heads)
+    config, notes = (_hierarchical_sizes if family.hierarchical else infer_sizes)(tensors, family, heads)
     encoder = build_encoder(config)
     classifier = {key: value.float() for key, value in plan.state(weights, CLASSIFIER).items()}
     # A network that was fine-tuned on pooled tokens has no norm of its tokens: it stays the identity's scale and shift.
@@ -91,7 +95,7 @@ def convert_weights(family: Family, weights: Mapping[str, Tensor], heads: int | 
     report = load_weights(encoder.vit, tensors, may_miss=("norm.",) if pooled else ())
     if report.new:
         notes.append("the file has no norm of the tokens (it was fine-tuned on their mean): ones and zeros")
-    if "pos_embed" in tensors:
+    if isinstance(config, VitConfig) and "pos_embed" in tensors:
         notes.append(f"position table: {describe_positions(tensors['pos_embed'], config)}")
     fates = tuple(_fate(plan, key, value) for key, value in weights.items())
     return Converted(family, encoder.eval(), classifier, fates, report.new, tuple(notes))
@@ -123,6 +127,17 @@ def infer_sizes(tensors: Mapping[str, Tensor], family: Family, heads: int | None
         return kind.model_validate({**sizes, **relative}), [note]
     except pydantic.ValidationError as error:
         raise UserError(f"makes no encoder: {describe(error, kind)}") from error
+
+
+def _hierarchical_sizes(
+    tensors: Mapping[str, Tensor], family: Family, heads: int | None
+) -> tuple[HieraConfig, list[str]]:
+    width = tensors["patch_embed.proj.weight"].shape[0] if "patch_embed.proj.weight" in tensors else 0
+    chosen, note = _choose_heads(width, family, heads, None)
+    try:
+        return hiera_sizes(tensors, chosen), [note]
+    except pydantic.ValidationError as error:
+        raise UserError(f"makes no encoder: {describe(error, HieraConfig)}") from error
 
 
 def _relative(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

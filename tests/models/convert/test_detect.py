@@ -21,6 +21,7 @@ OWN = {
     "mff": "mff",
     "simmim_vit": "simmim",
     "mocov3": "mocov3",
+    "hiera_mae": "hiera",
     "vit_finetune": "mae",
 }
 
@@ -42,6 +43,7 @@ def test_each_is_its_own_familys(case: str, family: str) -> None:
         ("mocov3", "dino", "a MoCo-v3 checkpoint (has base_encoder."),
         ("mff", "timm", "an mmpretrain checkpoint"),
         ("d_mae", "mae", "a D-MAE checkpoint"),
+        ("hiera_mae", "mae-lite", "a Hiera checkpoint"),
         ("vit_finetune", "mff", "a plain vision transformer checkpoint"),
     ],
 )
