@@ -12,7 +12,7 @@ from edgemim.methods.decoders import Fuse, TransformerDecoderConfig
 from edgemim.methods.masking import mask_by_noise
 from edgemim.methods.mff import MffConfig
 from edgemim.models.convert.mff import plan_mff
-from edgemim.models.convert.plan import swap_halves as swap
+from edgemim.models.convert.plan import swap_halves
 from edgemim.models.encoder import Encoder, TokenMask, gather_tokens
 from edgemim.models.normalization import IDENTITY
 from edgemim.models.sizes import VitConfig
@@ -29,9 +29,11 @@ def compare(case: Case) -> Comparison:
     assert isinstance(decoder.neck, Fuse)
     assert model.encoder.vit.pos_embed is not None
     result.tensor(
-        "backbone.pos_embed (computed)", swap(model.encoder.vit.pos_embed), case.weights["backbone.pos_embed"]
+        "backbone.pos_embed (computed)", swap_halves(model.encoder.vit.pos_embed), case.weights["backbone.pos_embed"]
     )
-    result.tensor("neck.decoder_pos_embed (computed)", swap(decoder.positions), case.weights["neck.decoder_pos_embed"])
+    result.tensor(
+        "neck.decoder_pos_embed (computed)", swap_halves(decoder.positions), case.weights["neck.decoder_pos_embed"]
+    )
     plan = plan_mff(case.weights)
     model.load_state_dict(plan.state(case.weights), strict=True)
     # The table is theirs now; the decoder's is no weight of ours and is put in by hand.

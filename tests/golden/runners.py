@@ -46,7 +46,6 @@ NOT_YET: dict[str, str] = {
     "cka": _ANALYSIS,
     "attention_stats": _ANALYSIS,
 }
-NOT_YET |= {name: "its runner is not written" for name in ("hiera_mae", "hiera_cls", "mocov3") if name not in RUNNERS}
 
 
 def run_case(folder: Path) -> Comparison:
