@@ -25,7 +25,8 @@ LOOKS = (
     Look("a MIRL", ("mirl",), r"norm_low\.|decoder_embed0_1\.|decoder_blocks0\.\d+\.cross_attn\."),
     Look("a DeepMIM", ("deepmim",), r"decoder_blocks\d\.\d+\.|decoder_embed\d\.|mask_token\d$"),
     Look("an mmpretrain", ("mff",), r"backbone\.(layers\.|proj_layers\.|ln1\.)"),
-    Look("a SimMIM", ("simmim",), r"encoder\.|rel_pos_bias\.|lm_head\."),
+    Look("a SimMIM", ("simmim",), r"(encoder\.)?rel_pos_bias\."),
+    Look("a SimMIM", ("simmim",), r"encoder\.|lm_head\."),
     Look(
         "an MAE-Lite's relative-position", ("mae-lite", "simmim"), r"blocks\.\d+\.attn\.relative_position_bias_table$"
     ),

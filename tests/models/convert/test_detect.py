@@ -36,7 +36,7 @@ def test_each_is_its_own_familys(case: str, family: str) -> None:
 @pytest.mark.parametrize(
     ("case", "family", "title"),
     [
-        ("simmim_vit", "mae", "a SimMIM checkpoint (has encoder."),
+        ("simmim_vit", "mae", "a SimMIM checkpoint (has encoder.rel_pos_bias."),
         ("mae", "simmim", "an MAE checkpoint (has decoder_blocks.0."),
         ("mirl", "deepmim", "a MIRL checkpoint"),
         ("deepmim", "mae", "a DeepMIM checkpoint"),
