@@ -67,7 +67,10 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         features = encoder(normalization.apply(images), taps=blocks)
-        return torch.stack([features.pooled(block) for block in blocks], dim=1)
+        return torch.cat([features.pooled(block) for block in blocks], dim=1)
+
+    # Side by side: a hierarchical encoder's blocks are of several widths.
+    widths = [encoder.config.width_at(block) for block in blocks]
 
     with RunRecord("probe", config.out or run / "probe", config) as record:
         found = []
@@ -75,8 +78,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             loader = eval_loader(folder, preprocessing, batch_size=config.batch_size, workers=config.workers)
             found.append(extract_features(encode, loader, device))
         (bank, bank_labels), (queries, query_labels) = found
-        for i, block in enumerate(blocks):
-            accuracy = _accuracy(bank[:, i], bank_labels, queries[:, i], query_labels, config)
+        for block, known, asked in zip(blocks, bank.split(widths, 1), queries.split(widths, 1), strict=True):
+            accuracy = _accuracy(known, bank_labels, asked, query_labels, config)
             record.results[f"knn_top1_block{block}"] = accuracy
             print(f"block {block}: k-NN top-1 {accuracy:.2f} % ({len(bank)} labelled, {len(queries)} classified)")
         record.results.update(run=str(run), bank=len(bank), queries=len(queries), held_out=data.held_out)

@@ -123,7 +123,7 @@ class HieraEncoder(Encoder):
     def _in_grid_order(self, x: Tensor, tap: int, places: Int[Tensor, "b v"] | None) -> Tensor:
         """Tokens in timm's order after block `tap`, patch by patch in grid order."""
         config = self.config
-        split, batch, channels = config.split_at(tap), len(x), x.shape[-1]
+        split, batch, channels = config.split_at(tap), x.shape[0], x.shape[-1]
         if places is None:
             rows, columns = config.grid
             x = self.vit.reroll(x, max(tap - 1, 0)).view(batch, rows, split, columns, split, channels)

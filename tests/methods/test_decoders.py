@@ -8,13 +8,17 @@ import torch
 from tiny_training import NANO, NORMALIZATION, mask_of, nano_encoder, pixels
 
 from edgemim.methods.decoders import (
+    FuseStages,
     LinearDecoder,
     LinearDecoderConfig,
     Pick,
     TransformerDecoder,
     TransformerDecoderConfig,
+    final_tokens,
     unmask,
 )
+from edgemim.models.build import build_encoder
+from edgemim.models.sizes import HieraConfig
 
 X, MASK = NORMALIZATION.apply(pixels(3)), mask_of(3)
 
@@ -92,3 +96,26 @@ def test_a_neck_with_weights_keeps_its_own_initialisation() -> None:
     before = neck.weight.clone()
     TransformerDecoder(neck, 4, 8, (2, 2), width=8, depth=1, heads=2)
     assert torch.equal(neck.weight, before)
+
+
+@pytest.mark.parametrize("tap", [4, 6])
+def test_stages_are_fused_by_convolutions_of_their_maps(tap: int) -> None:
+    """Against strided convolutions of the whole maps, as the published model computes them in each mask unit."""
+    size = HieraConfig(embed_dim=4, stages=(1, 1, 2, 2), patch_stride=2, patch_kernel=3, image_size=32)
+    torch.manual_seed(0)
+    encoder, neck = build_encoder(size).eval(), final_tokens(size, tap)
+    assert isinstance(neck, FuseStages) and neck.taps == (1, 2, tap)
+    x = torch.randn(2, 3, 32, 32)
+    maps = encoder.vit.forward_intermediates(x, coarse=False, intermediates_only=True)
+    stages = [head(maps[read - 1]) for head, read in zip(neck.heads, neck.taps, strict=False)]
+    fused = sum(stages) if tap < 5 else sum(stages) + maps[-1]  # the last stage enters as it is
+    expected = encoder.vit.head.norm(fused.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(neck(encoder(x, taps=neck.taps)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_learnt_positions_are_drawn_small_and_trained() -> None:
+    torch.manual_seed(0)
+    config = TransformerDecoderConfig(width=64, heads=4)
+    decoder = config.build(Pick(1), 24, 12, (8, 8), prefix=0, learn_positions=True)
+    assert isinstance(decoder.positions, torch.nn.Parameter) and decoder.positions.shape == (1, 64, 64)
+    assert 0.017 < decoder.positions.std() < 0.023

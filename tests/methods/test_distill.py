@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_training import NORMALIZATION, mask_of, nano_encoder, pixels
+from tiny_training import NORMALIZATION, keys_of, mask_of, nano_encoder, pixels
 from torch import Tensor
 
 from edgemim.errors import UserError
 from edgemim.methods.branches import MaskedImageModel
 from edgemim.methods.distill import D2MaeConfig, DMaeConfig
+from edgemim.models.build import build_encoder
 from edgemim.models.encoder import Encoder
 from edgemim.models.normalization import Normalization
-from edgemim.models.sizes import VitConfig
+from edgemim.models.sizes import HieraConfig, VitConfig
 from edgemim.teachers import MaskedTeacher
 
 SIX = VitConfig(width=24, depth=6, heads=3, patch_size=8, image_size=32)
@@ -129,3 +130,68 @@ def test_layers_that_are_not_there(teacher: MaskedTeacher, options: dict, messag
 def test_what_is_no_teacher_is_refused(teacher: MaskedTeacher) -> None:
     with pytest.raises(UserError, match="needs a vision transformer"):
         D2MaeConfig().build(nano_encoder(SIX), NORMALIZATION, None)
+
+
+HIERA = HieraConfig(embed_dim=4, stages=(1, 1, 3, 2), patch_stride=2, patch_kernel=3, image_size=32)
+HIERA_TEACHER = HIERA.model_copy(update={"embed_dim": 6, "first_heads": 2, "stages": (1, 1, 1, 1)})
+
+
+def hierarchical(method: DMaeConfig | D2MaeConfig) -> MaskedImageModel:
+    torch.manual_seed(0)
+    teacher = MaskedTeacher(build_encoder(HIERA_TEACHER), NORMALIZATION)
+    return method.build(build_encoder(HIERA), NORMALIZATION, teacher)
+
+
+def test_a_hierarchical_student_learns_several_layers_of_a_shallower_teacher() -> None:
+    """Heads of each stage are mixed into those of the teacher's, and hidden states of different widths adapted."""
+    method = DMaeConfig(
+        mask_ratio=0.5,
+        student_layers=(5, 7),
+        teacher_layers=(4, 4),
+        hidden_student_layers=(1, 7),
+        hidden_teacher_layers=(1, 4),
+    )
+    model = hierarchical(method)
+    shapes = {name: tuple(p.shape) for name, p in model.decoders.named_parameters() if "mix" in name or "adapt" in name}
+    assert shapes == {
+        "attention_5_4.mix.weight": (16, 4),
+        "attention_7_4.mix.weight": (16, 8),
+        "hidden_1_1.adapt.weight": (6, 4),
+        "hidden_7_4.adapt.weight": (48, 32),
+    }
+    x, keys = NORMALIZATION.apply(pixels(2)), keys_of(2)
+    mask = model.masking(keys, HIERA.tokens)
+    output = model.loss(x, mask)
+    torch.manual_seed(0)  # as the model's own was drawn
+    teacher = MaskedTeacher(build_encoder(HIERA_TEACHER), NORMALIZATION)
+    theirs = teacher(NORMALIZATION.undo(x), mask, attention=[4]).attention[4]
+    ours = model.encoder(x, mask, attention=[5]).attention[5]
+    weight = dict(model.named_parameters())["decoders.attention_5_4.mix.weight"]
+    mixed = torch.stack([sum(w * ours[:, h] for h, w in enumerate(row)) for row in weight], dim=1)
+    torch.testing.assert_close(output.metrics["loss_attention_5_4"], (mixed - theirs).square().mean().detach())
+
+
+def test_decoupled_distillation_of_a_hierarchical_student() -> None:
+    """Pixels train the blocks up to two thirds of the depth, the extra block's logits all."""
+    model = hierarchical(D2MaeConfig(mask_ratio=0.5))
+    x, mask = NORMALIZATION.apply(pixels(2)), model.masking(keys_of(2), HIERA.tokens)
+    features = model.encode(x, mask)
+    for branch, last in zip(model.branches, (5, 7), strict=True):
+        model.zero_grad()
+        loss = branch.decoder(features, mask).square().sum()
+        loss.backward(retain_graph=True)
+        reached = {
+            name.split(".")[3] for name, p in model.named_parameters() if "vit.blocks" in name and p.grad is not None
+        }
+        assert {int(number) + 1 for number in reached} == set(range(1, last + 1))
+
+
+def test_hierarchical_layers_that_do_not_match_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"block 2 of the student .hiera. attends within mask units or pools.*one of 4, 5"
+    ):
+        DMaeConfig(student_layers=(2,)).check(HIERA)
+    with pytest.raises(UserError, match="block 1 of the teacher"):
+        hierarchical(DMaeConfig(teacher_layers=(1,)))
+    with pytest.raises(UserError, match="a patch is 4 x 4 tokens after block 1 of the student and 1 x 1 after block 4"):
+        hierarchical(DMaeConfig(hidden_student_layers=(1,), hidden_teacher_layers=(4,)))

@@ -8,7 +8,16 @@ import torch
 from tiny_training import keys_of
 
 from edgemim.errors import UserError
-from edgemim.methods.masking import RandomMasking, keyed_uniform, mask_by_noise, visible_count
+from edgemim.methods.masking import (
+    RandomMasking,
+    UnitMasking,
+    keyed_uniform,
+    mask_by_noise,
+    masking_for,
+    visible_count,
+)
+from edgemim.models.encoder import TokenMask
+from edgemim.models.sizes import HieraConfig, VitConfig
 
 WORD = (1 << 64) - 1
 
@@ -87,3 +96,27 @@ def test_a_ratio_that_hides_all_is_refused() -> None:
         mask_by_noise(torch.rand(1, 4), 0.8)
     RandomMasking(ratio=0.99).check(196)
     assert visible_count(196, 0.75) == 49
+
+
+def test_mask_units_are_hidden_as_a_whole_and_drawn_as_single_patches_are() -> None:
+    """Hiera's: the published rule keeps int(units * (1 - ratio)) units, 29 of 49 at 0.4."""
+    size = HieraConfig()
+    masking = masking_for(RandomMasking(ratio=0.4), size)
+    keys = keys_of(3)
+    mask = masking(keys, size.tokens)
+    units = RandomMasking(ratio=0.4)(keys, 49)
+    blocks = mask.masked.view(3, 7, 2, 7, 2).transpose(2, 3).flatten(3)
+    assert torch.equal(blocks.all(-1), blocks.any(-1))
+    assert torch.equal(blocks.all(-1).flatten(1), units.masked)
+    assert mask.visible.shape == (3, 29 * 4)
+    assert torch.equal(mask.visible, TokenMask.of(mask.masked).visible)
+    assert masking.ratio == 0.4
+    with pytest.raises(UserError, match="none of 49"):
+        masking_for(RandomMasking(ratio=0.99), size).check(size.tokens)
+
+
+def test_masking_for_leaves_single_patches_alone_and_refuses_other_units() -> None:
+    random = RandomMasking(ratio=0.5)
+    assert masking_for(random, VitConfig()) is random
+    with pytest.raises(UserError, match="mask units of 2 x 2 patches, and masking unit"):
+        masking_for(UnitMasking(), HieraConfig())

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny_training import NORMALIZATION, GridTeacher, mask_of, pixels
 
-from edgemim.methods.targets import FeatureTarget, PixelTarget
+from edgemim.methods.targets import FeatureTarget, PixelTarget, pixel_target
+from edgemim.models.sizes import HieraConfig, VitConfig
 
 X = NORMALIZATION.apply(pixels(2))
 MASK = mask_of(2)
@@ -58,3 +59,13 @@ def test_features_are_standardised_over_the_batch_then_normed_per_token(standard
     mean, variance = raw.mean(-1, keepdims=True), raw.var(-1, keepdims=True)
     np.testing.assert_allclose(target.numpy(), (raw - mean) / np.sqrt(variance + 1e-5), rtol=1e-3, atol=1e-4)
     assert not target.requires_grad
+
+
+def test_hieras_pixels_stand_channel_by_channel_and_come_back() -> None:
+    size = HieraConfig(patch_stride=2, patch_kernel=3, image_size=32)
+    target = pixel_target(size)
+    assert target.channels_first and not pixel_target(VitConfig()).channels_first
+    rows = target(X, MASK).view(2, 16, 3, 8, 8)
+    other = PixelTarget(8)(X, MASK).view(2, 16, 8, 8, 3)
+    torch.testing.assert_close(rows, other.permute(0, 1, 4, 2, 3))
+    torch.testing.assert_close(target.picture(target(X, MASK), X, (4, 4)), X, rtol=1e-4, atol=1e-5)
