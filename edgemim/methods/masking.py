@@ -110,8 +110,7 @@ class BlockMasking(Config):
         """Mask int(tokens * ratio) patches for each key."""
         count = int(tokens * self.ratio)
         smallest = self.min_block or max(1, round(tokens * 15 / 196))
-        rows = [block_mask(random.Random(key), self.grid, count, smallest) for key in keys.tolist()]
-        masked = torch.from_numpy(np.stack(rows)).flatten(1)
+        masked = _block_masks(keys, self.grid, count, smallest)  # pyright: ignore[reportCallIssue] (hidden by the decorator)
         visible = masked.to(torch.uint8).argsort(dim=1, stable=True)[:, : tokens - count]
         return TokenMask(masked.to(keys.device), visible.to(keys.device))
 
@@ -168,6 +167,13 @@ def spread_over_patches(mask: TokenMask, unit: int, grid: tuple[int, int]) -> To
     fine = coarse.repeat_interleave(unit, 1).repeat_interleave(unit, 2).flatten(1)
     count = mask.visible.shape[1] * unit**2
     return TokenMask(fine, fine.to(torch.uint8).argsort(dim=1, stable=True)[:, :count])
+
+
+@torch.compiler.disable
+def _block_masks(keys: Int[Tensor, " b"], grid: tuple[int, int], count: int, smallest: int) -> Tensor:
+    # A compiled model calls it as it is: Python's own generators are no graph.
+    rows = [block_mask(random.Random(key), grid, count, smallest) for key in keys.tolist()]
+    return torch.from_numpy(np.stack(rows)).flatten(1)
 
 
 def block_mask(generator: random.Random, grid: tuple[int, int], count: int, smallest: int) -> np.ndarray:
