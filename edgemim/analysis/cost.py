@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -187,7 +188,7 @@ class _PartMeter:
         """Count for a module's part while it runs."""
         handles = []
         for module, part in modules.items():
-            handles.append(module.register_forward_pre_hook(lambda _, inputs, part=part: self._enter(inputs, part)))
+            handles.append(module.register_forward_pre_hook(partial(self._enter, part)))
             handles.append(module.register_forward_hook(lambda _, __, output: self._leave(output)))
         try:
             yield
@@ -209,7 +210,7 @@ class _PartMeter:
         taken, self._taken = self._taken, {}
         return taken
 
-    def _enter(self, inputs: Any, part: str) -> None:
+    def _enter(self, part: str, _: nn.Module, inputs: Any) -> None:
         self._flush()
         # What has no part yet was made by whoever calls.
         _mark(self._nodes, _tensors(inputs), self._stack[-1])
