@@ -1,9 +1,9 @@
-"""`edgemim evaluate`: accuracy and confusion matrix of a fine-tuned run."""
+"""`edgemim evaluate`: accuracy and confusion matrix of a fine-tuned run, of images or of their pixels."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 import tyro
@@ -12,10 +12,12 @@ from rich.table import Table
 
 from edgemim.analysis.accuracy import AccuracyReport, evaluate_classifier
 from edgemim.commands.finetune import write_accuracy
+from edgemim.commands.segmentation.evaluate import evaluate_run
 from edgemim.config import Config
 from edgemim.data.loader import eval_loader
+from edgemim.errors import UserError
 from edgemim.run import RunRecord, find_run
-from edgemim.tasks import ClassificationTask, load_task
+from edgemim.tasks import ClassificationTask, SegmentationTask, load_task
 from edgemim.training.distributed import pick_device
 
 
@@ -25,7 +27,8 @@ class EvaluateConfig(Config):
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """Folder of a fine-tuning run; default the newest."""
     data: Path | None = None
-    """Images in one folder a class, or a folder with train/ and val/; default the run's own held-out images."""
+    """Images in one folder a class, or a folder with train/ and val/ (of a segmentation set, its root, or a folder with
+    images/ and masks/); default the run's own held-out images."""
     out: Path | None = None
     """Where run.json and the confusion matrix go; default RUN/evaluate."""
     batch_size: int = pydantic.Field(default=64, ge=1)
@@ -34,6 +37,8 @@ class EvaluateConfig(Config):
     """Processes that read images."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    mode: Literal["slide", "whole"] | None = None
+    """Segmentation: windows over the image, or the whole squeezed into one; default as trained."""
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -41,6 +46,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     run = find_run(config.run, "finetune")
     device = pick_device(config.device)
     task = load_task(run)
+    if isinstance(task, SegmentationTask):
+        return evaluate_run(run, task, config.data, config.mode, config.out or run / "evaluate", config, device)
+    if config.mode is not None:
+        raise UserError(f"--mode is for segmentation, {run} holds a classifier; leave it out")
     assert isinstance(task, ClassificationTask)
     folder = task.held_out(config.data)
     task.to(device)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from edgemim.commands.quantize import QuantizeConfig, quantize
+from edgemim.commands.quantize import QuantizeConfig, quantize, refuse_int8
 from edgemim.edge.artifact import (
     METADATA_PREFIX,
     Artifact,
@@ -82,6 +82,8 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
     out = config.out or run / "artifact"
     check_free(out, overwrite=config.overwrite)
     task = load_task(run, data=config.data, val=config.val)
+    if config.int8:
+        refuse_int8(task)
     with staged(out) as folder, RunRecord("export", folder, config) as record:
         artifact = _build(folder, run, task, config)
         parities = _compare(artifact, _sessions(artifact, record), task, config)
@@ -126,6 +128,7 @@ def _build(folder: Path, run: Path, task: Task, config: ExportConfig) -> Artifac
         opset=config.opset,
         source=_source(run),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
+        **task.manifest_facts(),
     )
     path = folder / "model.onnx"
     with Console(stderr=True).status("exporting to ONNX"):

@@ -1,9 +1,9 @@
-"""`edgemim finetune`: a pre-trained encoder becomes a classifier."""
+"""`edgemim finetune`: a pre-trained encoder becomes a classifier, or by `segmentation.train` names pixels."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import pydantic
 import timm
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edgemim.analysis.accuracy import AccuracyReport, evaluate_classifier
+from edgemim.commands.segmentation.train import finetune_segmentation
 from edgemim.data.loader import build_loader, eval_loader, steps_per_epoch
 from edgemim.data.transforms import FinetuneTransform
 from edgemim.edge.images import Preprocessing
@@ -21,7 +22,9 @@ from edgemim.models.relative import from_plain
 from edgemim.models.sizes import EncoderConfig, EncoderSize, RelativePositionsConfig, RelativeVitConfig, VitConfig
 from edgemim.models.weights import MODEL_FILE, encoder_of, load_weights, read_facts, read_tensors, save_model
 from edgemim.run import RunRecord, find_run
-from edgemim.tasks.classification import ClassificationTask, MixingConfig, build_model
+from edgemim.tasks import TaskConfig
+from edgemim.tasks.classification import ClassificationConfig, ClassificationTask, MixingConfig, build_model
+from edgemim.tasks.segmentation import SEGMENTATION_RECIPE, SegmentationConfig
 from edgemim.tasks.task import LabelledData
 from edgemim.training.distributed import World, open_world
 from edgemim.training.optim import build_adamw
@@ -35,14 +38,14 @@ class FinetuneConfig(TrainingConfig):
     Example: edgemim finetune --task classification --init runs/pretrain-... --data photos/ --epochs 100
     """
 
-    task: Literal["classification"] = "classification"
-    """What is learnt."""
+    task: TaskConfig = ClassificationConfig()
+    """What is learnt: classification, or segmentation with defaults of its own."""
     data: Path | None = None
-    """Folder with one sub-folder a class, or with train/ and val/ (or test/) of such."""
+    """Folder with one sub-folder a class, or with train/ and val/ (or test/) of such; of a segmentation set, its root."""
     val: Path | None = None
-    """Held-out images in one folder a class; else val/ beside train/, else a share of the data."""
+    """Held-out images, laid out alike; else the set's own split, else a share of the data."""
     val_share: float = pydantic.Field(default=0.1, gt=0, lt=1)
-    """Share of each class that is held out where there is no val folder."""
+    """Share (of each class) that is held out where there is no split."""
     init: str = "newest"
     """Where the weights come from: a pre-training run's folder, newest, scratch, or timm:NAME."""
     weights: Path | None = None
@@ -74,14 +77,30 @@ class FinetuneConfig(TrainingConfig):
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's momenta."""
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_task(cls, data: Any) -> Any:
+        """What is not said is the task's own recipe: segmentation is trained longer, in smaller batches."""
+        named = data.get("task") if isinstance(data, dict) else None
+        name = named.get("name") if isinstance(named, dict) else getattr(named, "name", named)
+        return {**SEGMENTATION_RECIPE, **data} if name == "segmentation" else data
+
+    def learning_rate(self, step: int, plan: Plan) -> float:
+        """The rate of a 0-based step: a cosine, for segmentation a falling power."""
+        if isinstance(self.task, SegmentationConfig):
+            return self.task.learning_rate(step, plan, peak=self.peak_lr, final=self.min_lr)
+        return super().learning_rate(step, plan)
+
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
-    """Fine-tune a classifier; writes a run folder and returns what stands in its run.json under 'results'.
+    """Fine-tune for a task; writes a run folder and returns what stands in its run.json under 'results'.
 
     Raises:
         UserError: bad configuration, data or initial weights.
         SavedOnSignal, Interrupted: after a save on SIGTERM, SIGUSR1 or Ctrl-C.
     """
+    if isinstance(config.task, SegmentationConfig):
+        return finetune_segmentation(config, config.task)
     if config.data is None:
         raise UserError("give --data DIR, a folder with one sub-folder a class")
     # Written down in full: later verbs find the images from wherever they are called.

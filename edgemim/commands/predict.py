@@ -1,4 +1,4 @@
-"""`edgemim predict`: the classes of images, by an artifact, without torch."""
+"""`edgemim predict`: the classes of images or of their pixels; by an artifact without torch, or by a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from edgemim.config import Config
-from edgemim.edge.artifact import Artifact, Manifest
+from edgemim.edge.artifact import MANIFEST_NAME, Artifact, Manifest
 from edgemim.edge.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageError, load_image
 from edgemim.edge.machine import usable_cpus
 from edgemim.edge.runtime import Session, open_session
@@ -31,13 +31,13 @@ _DECODED_AHEAD = 16
 
 
 class PredictConfig(Config):
-    """Classify images with an artifact. An image that cannot be read is reported and left out.
+    """Classify images, or their pixels, with an artifact or a run. An image that cannot be read is reported and left out.
 
     Example: edgemim predict runs/finetune-.../artifact photos/ --top 3
     """
 
     artifact: Annotated[Path | None, tyro.conf.Positional] = None
-    """Folder that `edgemim export` wrote."""
+    """Folder that `edgemim export` wrote, or that of a fine-tuning run (which needs torch)."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Image files, or folders that are searched for them."""
     file: str = "onnx-fp32"
@@ -51,24 +51,35 @@ class PredictConfig(Config):
     range for a whole batch, so that its answers then depend a little on the neighbours."""
     top: int = pydantic.Field(5, ge=1)
     """How many classes to name for each image."""
+    mode: Literal["slide", "whole"] | None = None
+    """Segmentation: windows over the image, or the whole squeezed into one; default as the model was trained."""
     max_pixels: int = pydantic.Field(MAX_PIXELS, ge=1)
     """Larger images are left out."""
     out: Path | None = None
-    """Where predictions.json, predictions.csv and run.json go; default ARTIFACT/predict."""
+    """Where predictions.json, predictions.csv (of pixels: masks/ and overlays/) and run.json go; default
+    ARTIFACT/predict."""
     overwrite: bool = False
     """Empty the folder given by --out first."""
 
 
 def predict(config: PredictConfig) -> list[dict[str, Any]]:
     """Classify images; returns [{image, predictions: [{label, index, probability, logit}]}]. Raises UserError."""
-    artifact = Artifact.open(find_run(config.artifact, "export"))
-    manifest = artifact.manifest
-    if manifest.task != "classification":
-        raise UserError(f"artifact {artifact.folder} is for {manifest.task}; predict handles classification")
+    folder = find_run(config.artifact, "export")
+    artifact = None if _is_run(folder) else Artifact.open(folder)
+    manifest = _describe(folder) if artifact is None else artifact.manifest
+    if manifest.task not in ("classification", "segmentation"):
+        raise UserError(f"{folder} is for {manifest.task}; predict handles classification and segmentation")
+    if config.mode is not None and manifest.inference is None:
+        raise UserError(f"--mode is for segmentation, {folder} holds a classifier; leave it out")
     paths = find_images(config.images)
-    session = open_session(artifact, config.file, runtime=config.runtime, threads=config.threads)
-    out = config.out or artifact.folder / "predict"
+    if artifact is None:
+        session = _open_run(folder, config)
+    else:
+        session = open_session(artifact, config.file, runtime=config.runtime, threads=config.threads)
+    out = config.out or folder / "predict"
     prepare_folder(out, overwrite=config.overwrite, resume=config.out is None)
+    if manifest.task == "segmentation":
+        return _segment(config, session, manifest, paths, out)
     with RunRecord("predict", out, config) as record:
         found: list[dict[str, Any]] = []
         skipped: list[ImageError] = []
@@ -88,7 +99,38 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         write_text(out / "predictions.json", json.dumps(found, indent=1) + "\n")
         write_text(out / "predictions.csv", _as_csv(found))
     _show(found)
-    print(f"predictions in {out}; next: edgemim benchmark {artifact.folder}")
+    print(f"predictions in {out}; next: edgemim benchmark {folder}")
+    return found
+
+
+def _describe(run: Path) -> Manifest:
+    from edgemim.export.torch_session import describe_run
+
+    return describe_run(run)
+
+
+def _open_run(run: Path, config: PredictConfig) -> Session:
+    """A run's model in PyTorch. Raises UserError on options that only an artifact has."""
+    if config.runtime is not None or config.file != "onnx-fp32":
+        raise UserError(f"{run} is a run, computed by PyTorch; --file and --runtime are for artifacts")
+    from edgemim.export.torch_session import open_torch_session
+
+    return open_torch_session(run, config.threads)
+
+
+def _is_run(folder: Path) -> bool:
+    return not (folder / MANIFEST_NAME).is_file() and (folder / "model" / "model.json").is_file()
+
+
+def _segment(
+    config: PredictConfig, session: Session, manifest: Manifest, paths: list[Path], out: Path
+) -> list[dict[str, Any]]:
+    # Matplotlib, for the legend, is slow to import.
+    from edgemim.commands.segmentation.predict import segment_images
+
+    with RunRecord("predict", out, config) as record:
+        found = segment_images(session, manifest, paths, out, record, mode=config.mode, max_pixels=config.max_pixels)
+    print(f"masks, overlays and legend.png in {out}; next: edgemim benchmark ARTIFACT")
     return found
 
 

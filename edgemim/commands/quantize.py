@@ -14,7 +14,7 @@ from edgemim.edge.artifact import Artifact
 from edgemim.errors import GateRefused, UserError
 from edgemim.export.quantize import Int8Config, Verdict, quantize_artifact
 from edgemim.run import FolderLock, RunRecord, find_run
-from edgemim.tasks import load_task
+from edgemim.tasks import Task, load_task
 
 
 class QuantizeConfig(Int8Config):
@@ -38,6 +38,7 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
     folder = find_run(config.artifact, "export")
     artifact = Artifact.open(folder)
     task = load_task(_run_folder(artifact, config), data=config.data, val=config.val)
+    refuse_int8(task)
     lock = FolderLock(folder / "quantize")
     try:
         with RunRecord("quantize", folder / "quantize", config) as record:
@@ -52,6 +53,14 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
         lock.release()
     print(f"INT8 in {folder}; next: edgemim benchmark {folder}")
     return record.results
+
+
+def refuse_int8(task: Task) -> None:
+    """Raises UserError for a task that INT8 cannot be judged on yet."""
+    if task.task_name != "classification":
+        raise UserError(
+            f"INT8 is judged on classification only, this run is for {task.task_name}; leave --int8 out, FP32 is exported"
+        )
 
 
 def _run_folder(artifact: Artifact, config: QuantizeConfig) -> Path:

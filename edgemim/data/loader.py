@@ -24,6 +24,7 @@ __all__ = [
     "BatchStream",
     "StepSampler",
     "build_loader",
+    "data_loader",
     "epoch_order",
     "eval_loader",
     "sample_key",
@@ -121,7 +122,7 @@ def build_loader(
         accumulate=accumulate,
     )
     samples = TrainingSamples(folder, transform, seed, max_pixels)
-    return BatchStream(_data_loader(samples, sampler, workers, pin_memory), timeout_s)
+    return BatchStream(data_loader(samples, sampler, workers, pin_memory), timeout_s)
 
 
 def eval_loader(
@@ -144,7 +145,7 @@ def eval_loader(
     chosen = np.arange(len(folder)) if indices is None else np.asarray(indices, dtype=np.int64)
     chunks = [chosen[start : start + batch_size].tolist() for start in range(0, len(chosen), batch_size)]
     samples = EvaluationSamples(folder, EvalTransform(preprocessing), max_pixels)
-    return _WithoutEmpty(BatchStream(_data_loader(samples, chunks, workers, pin_memory), timeout_s))
+    return _WithoutEmpty(BatchStream(data_loader(samples, chunks, workers, pin_memory), timeout_s))
 
 
 class TrainingSamples(Dataset):
@@ -252,7 +253,8 @@ def _collect(
     )
 
 
-def _data_loader(samples: Dataset, batches: Iterable, workers: int, pin_memory: bool) -> DataLoader:
+def data_loader(samples: Dataset, batches: Iterable, workers: int, pin_memory: bool) -> DataLoader:
+    """torch's loader over ready-made batches, its workers started as `BatchStream` watches them."""
     return DataLoader(
         samples,
         batch_sampler=batches,  # pyright: ignore[reportArgumentType]

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from edgemim.config import Config, from_mapping, suggest
 from edgemim.edge.images import Preprocessing
+from edgemim.edge.segmentation import SegmentationInference
 from edgemim.errors import UserError
 from edgemim.run import write_text
 
@@ -77,6 +78,9 @@ class Manifest(Config):
     labels: tuple[str, ...] = ()
     """Names of the classes, in the order of the logits."""
 
+    inference: SegmentationInference | None = None
+    """Segmentation: how the model's square is laid over an image."""
+
     opset: int
     files: dict[str, ModelFile] = Field(default_factory=dict)
     """Models by key: onnx-fp32, onnx-int8, openvino-int8, ..."""
@@ -97,8 +101,11 @@ class Manifest(Config):
     def _sizes_agree(self) -> Manifest:
         size = self.preprocessing.image_size
         sides = [side for side in self.input_shape[2:] if side is not None]
-        if self.task == "classification" and (len(self.input_shape) != 4 or any(side != size for side in sides)):
+        square = self.task in ("classification", "segmentation")
+        if square and (len(self.input_shape) != 4 or any(side != size for side in sides)):
             raise ValueError(f"input_shape {list(self.input_shape)} does not fit preprocessing.image_size {size}")
+        if self.inference is not None:
+            self.inference.fits(size)
         return self
 
 
@@ -206,6 +213,8 @@ def onnx_metadata(manifest: Manifest) -> dict[str, str]:
     """
     content = manifest.model_dump(mode="json")
     facts: Mapping[str, Any] = {**content["preprocessing"], **{key: content[key] for key in _METADATA_FIELDS}}
+    if manifest.inference is not None:
+        facts = {**facts, "inference": content["inference"]}
     return {METADATA_PREFIX + key: json.dumps(value) for key, value in facts.items()}
 
 

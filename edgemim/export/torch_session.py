@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from edgemim.edge.artifact import Manifest
 from edgemim.edge.machine import usable_cpus
 from edgemim.edge.runtime.session import check_inputs
 from edgemim.errors import UserError
+from edgemim.export.onnx import DEFAULT_OPSET
 from edgemim.tasks import Task, load_task
 
 
@@ -45,3 +47,20 @@ def open_torch_session(run_folder: str | Path, threads: int = 0) -> TorchSession
     if threads < 0:
         raise UserError(f"threads is {threads}; give 0 for all usable CPUs, or a positive number")
     return TorchSession(load_task(Path(run_folder)), threads or usable_cpus())
+
+
+def describe_run(run_folder: str | Path) -> Manifest:
+    """A fine-tuned run's manifest, as its artifact would have it but without files. Raises UserError."""
+    task = load_task(Path(run_folder))
+    return Manifest(
+        name=Path(run_folder).resolve().name,
+        task=task.task_name,
+        input_name=task.input_name,
+        input_shape=(None, *task.example_input(1).shape[1:]),
+        output_names=task.output_names,
+        preprocessing=task.preprocessing,
+        labels=task.labels,
+        opset=DEFAULT_OPSET,
+        parameters=sum(parameter.numel() for parameter in task.model.parameters()),
+        **task.manifest_facts(),
+    )

@@ -180,7 +180,7 @@ class Encoder(nn.Module):
             if positions is not None:
                 x = x + gather_tokens(positions[:, 1:].expand(len(x), -1, -1), visible)
         prefix = self.vit.cls_token if positions is None else self.vit.cls_token + positions[:, :1]
-        prefix = prefix.expand(len(x), -1, -1)
+        prefix = prefix.expand(x.shape[0], -1, -1)  # not len(x), which an exported graph would keep
         return torch.cat([prefix, x], dim=1)
 
 

@@ -1,19 +1,29 @@
-"""What fine-tuning optimises; `load_task` opens any finished fine-tuning run."""
+"""What fine-tuning optimises: the union is the registry; `load_task` opens any finished fine-tuning run."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any
 
 import pydantic
 
+from edgemim.config import Presets
 from edgemim.edge.images import Preprocessing
+from edgemim.edge.segmentation import SegmentationInference
 from edgemim.errors import UserError
 from edgemim.models.weights import MODEL_FILE, load_weights, read_facts, read_tensors
 from edgemim.run import read_record
-from edgemim.tasks.classification import ClassificationTask, build_model
+from edgemim.tasks.classification import ClassificationConfig, ClassificationTask, build_model
+from edgemim.tasks.segmentation import SegmentationConfig, SegmentationTask, build_segmenter, open_pairs
 from edgemim.tasks.task import LabelledData, Task
 
-__all__ = ["ClassificationTask", "LabelledData", "Task", "load_task"]
+__all__ = ["ClassificationTask", "LabelledData", "SegmentationTask", "Task", "TaskConfig", "load_task"]
+
+TaskConfig = Annotated[
+    ClassificationConfig | SegmentationConfig,
+    pydantic.Field(discriminator="name"),
+    Presets({"classification": ClassificationConfig(), "segmentation": SegmentationConfig()}),
+]
 
 
 def load_task(run: Path, *, data: Path | None = None, val: Path | None = None) -> Task:
@@ -25,17 +35,32 @@ def load_task(run: Path, *, data: Path | None = None, val: Path | None = None) -
         UserError: if the run holds no such model, or its weights do not fit.
     """
     facts = read_facts(run)
-    if facts["kind"] != ClassificationTask.task_name:
+    builders = {ClassificationTask.task_name: _classification, SegmentationTask.task_name: _segmentation}
+    if facts["kind"] not in builders:
         raise UserError(f"{run} holds a {facts['kind']}, not a fine-tuned model; run `edgemim finetune` on it first")
     try:
         labels = tuple(facts["labels"])
         preprocessing = Preprocessing.model_validate(facts["preprocessing"])
-        model = build_model(facts["architecture"], len(labels))
-    except (KeyError, TypeError, RuntimeError, pydantic.ValidationError) as error:
+        task = builders[facts["kind"]](facts, labels, preprocessing)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{run / 'model' / 'model.json'} does not describe a model: {error}") from error
-    load_weights(model, read_tensors(run / "model" / MODEL_FILE))
-    opened = _open_data(run, data, val, labels)
-    return ClassificationTask(model, labels, preprocessing, opened, architecture=facts["architecture"]).eval()
+    load_weights(task.model, read_tensors(run / "model" / MODEL_FILE))
+    if isinstance(task, SegmentationTask):
+        task.pairs = open_pairs(read_record(run).get("config", {}), data, val, labels)
+    else:
+        task.data = _open_data(run, data, val, labels)
+    return task.eval()
+
+
+def _classification(facts: dict[str, Any], labels: tuple[str, ...], preprocessing: Preprocessing) -> Task:
+    model = build_model(facts["architecture"], len(labels))
+    return ClassificationTask(model, labels, preprocessing, None, architecture=facts["architecture"])
+
+
+def _segmentation(facts: dict[str, Any], labels: tuple[str, ...], preprocessing: Preprocessing) -> Task:
+    model = build_segmenter(facts["architecture"], len(labels))
+    inference = SegmentationInference.model_validate(facts["inference"])
+    return SegmentationTask(model, labels, preprocessing, inference, None, architecture=facts["architecture"])
 
 
 def _open_data(run: Path, data: Path | None, val: Path | None, labels: tuple[str, ...]) -> LabelledData | None:

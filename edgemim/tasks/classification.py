@@ -6,7 +6,7 @@ entropy against labels that mixup or CutMix may have blended.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import timm
@@ -23,6 +23,13 @@ from edgemim.models.build import parse_encoder
 from edgemim.models.weights import bare_vit
 from edgemim.tasks.task import LabelledData, Task
 from edgemim.training.objective import StepOutput
+
+
+class ClassificationConfig(Config):
+    """What is learnt: the class of an image. Its settings stand beside `task`."""
+
+    name: Literal["classification"] = "classification"
+    """The task."""
 
 
 class MixingConfig(Config):

@@ -101,6 +101,10 @@ class Task(Objective):
         """What `load_task` needs to build the task again, for model.json."""
         raise NotImplementedError
 
+    def manifest_facts(self) -> dict[str, Any]:
+        """Further fields of the artifact's manifest."""
+        return {}
+
     def held_out(self, data: Path | None = None) -> ImageFolder:
         """The images to measure on: the run's own, or those of another folder (its val/ or test/ where it has one)."""
         if data is None:

@@ -25,7 +25,6 @@ from edgemim.training.meter import Meter
 from edgemim.training.objective import Objective
 from edgemim.training.optim import gradient_norm, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from edgemim.training.recipe import Plan, TrainingConfig, changed_settings
-from edgemim.training.schedule import warmup_cosine
 from edgemim.training.signals import stopped
 from edgemim.training.tally import Tally
 
@@ -179,14 +178,7 @@ class Trainer:
 
     def step(self, model: nn.Module, batches: Iterator[BatchLike], step: int, meter: Meter) -> None:
         """One optimizer step, number `step` of the run; figures stay on the device, in the meter."""
-        rate = warmup_cosine(
-            step,
-            total_steps=self.plan.total_steps,
-            warmup_steps=self.plan.warmup_steps,
-            peak=self.config.peak_lr,
-            final=self.config.min_lr,
-        )
-        set_learning_rate(self.optimizer, rate)
+        set_learning_rate(self.optimizer, self.config.learning_rate(step, self.plan))
         dtype = self.config.autocast_dtype(self.world.device)
         parts = self.config.accumulate
         losses: dict[str, Tensor] = {}

@@ -11,6 +11,7 @@ import pydantic
 import torch
 
 from edgemim.config import Config
+from edgemim.training.schedule import warmup_cosine
 
 
 class TrainingConfig(Config):
@@ -70,6 +71,11 @@ class TrainingConfig(Config):
     def peak_lr(self) -> float:
         """The learning rate after warm-up."""
         return self.base_lr * self.batch_size / 256
+
+    def learning_rate(self, step: int, plan: Plan) -> float:
+        """The rate of a 0-based step of a plan."""
+        steps = {"total_steps": plan.total_steps, "warmup_steps": plan.warmup_steps}
+        return warmup_cosine(step, **steps, peak=self.peak_lr, final=self.min_lr)
 
     def reader_processes(self, world_size: int) -> int:
         """Workers of one process: as given, or the cores left beside training, at most 8."""

@@ -124,10 +124,15 @@ def test_labels_that_do_not_fit_the_model(tmp_path: Path, folder: Path) -> None:
 
 
 def test_another_task_is_refused(artifact: Artifact, folder: Path) -> None:
-    artifact.manifest = artifact.manifest.model_copy(update={"task": "segmentation"})
+    artifact.manifest = artifact.manifest.model_copy(update={"task": "tracking"})
     artifact.save_manifest()
-    with pytest.raises(UserError, match="is for segmentation"):
+    with pytest.raises(UserError, match="is for tracking"):
         predict(PredictConfig(artifact=artifact.folder, images=(folder,)))
+
+
+def test_the_mode_of_segmentation_is_refused(artifact: Artifact, folder: Path) -> None:
+    with pytest.raises(UserError, match="--mode is for segmentation"):
+        predict(PredictConfig(artifact=artifact.folder, images=(folder,), mode="whole"))
 
 
 def test_control_characters_of_names_do_not_reach_the_terminal(tmp_path: Path, folder: Path, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,12 @@ def _tensors(folder: Path, part: str, facts: Mapping[str, Any]) -> dict[str, Ten
     return load_file(path) if facts.get(part) or path.exists() else {}
 
 
+def _parameter(output: str) -> str | None:
+    """The parameter whose gradient an output is, if it is one: it may stand below the mode that it was taken in."""
+    found = re.fullmatch(r"(?:train\.)?grad\.(.+)", output)
+    return found[1] if found else None
+
+
 @dataclass(frozen=True)
 class Line:
     """One compared tensor, or group of numbers, and how near it came."""
@@ -128,7 +135,7 @@ class Comparison:
             return
         expected = self.case.outputs[name].double()
         rounding = _ROUNDING * self.case.facts["outputs"].get(name, {}).get("fp32_vs_fp64_max_abs", 0.0)
-        if name.startswith("grad."):
+        if _parameter(name) is not None:
             allowed = torch.full_like(expected, self.rtol * float(expected.abs().max()))
         else:
             allowed = self.atol + self.rtol * expected.abs()
@@ -165,8 +172,8 @@ class Comparison:
         """Compare gradients under the original names: whole ones where stored, and the norm of each."""
         self._norms_seen = True
         for name in self.case.outputs:
-            found = gradients.get(name.removeprefix("grad."))
-            if name.startswith("grad.") and found is not None:
+            found = gradients.get(_parameter(name) or "")
+            if found is not None:
                 self.output(name, found)
         ours = {key: float(value.double().norm()) for key, value in gradients.items()}
         if self.case.recording is not None:

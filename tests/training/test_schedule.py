@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from edgemim.training.schedule import warmup_cosine
+from edgemim.training.schedule import warmup_cosine, warmup_poly
 
 
 def published(epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:
@@ -39,3 +39,19 @@ def test_starts_at_zero_peaks_after_warm_up_and_ends_at_the_floor() -> None:
 
 def test_a_run_of_warm_up_alone_still_has_a_rate() -> None:
     assert warmup_cosine(1, total_steps=1, warmup_steps=1, peak=1.0, final=0.0) == 1.0
+
+
+@pytest.mark.parametrize("power", [0.9, 1.0, 2.0])
+def test_a_falling_power_is_torchs_after_warmup(power: float) -> None:
+    """torch's PolynomialLR, stepped, is the independent reference."""
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=40, power=power)
+    for step in range(10, 51):
+        ours = warmup_poly(step, total_steps=50, warmup_steps=10, peak=1.0, final=0.0, power=power)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        reference.step()
+    rates = [warmup_poly(s, total_steps=50, warmup_steps=10, peak=1.0, final=0.1, power=power) for s in range(51)]
+    assert rates[:11] == pytest.approx([s / 10 for s in range(11)])
+    assert rates[50] == pytest.approx(0.1)

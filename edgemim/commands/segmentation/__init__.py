@@ -1,0 +1,1 @@
+"""Segmentation's part of the verbs finetune, evaluate and predict."""

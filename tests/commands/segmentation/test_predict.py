@@ -1,0 +1,131 @@
+"""`edgemim predict` for pixels: an artifact without torch, a run with it, the same masks from both."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_segmentation import HEIGHT, LABELS, WIDTH, small_segmentation_run
+
+torch = pytest.importorskip("torch")
+
+import edgemim  # noqa: E402
+from edgemim.edge.artifact import Artifact  # noqa: E402
+from edgemim.errors import UserError  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_segmentation_run(tmp_path_factory.getbasetemp() / "small_segmentation")
+
+
+@pytest.fixture(scope="module")
+def artifact(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exported through the gate of parity."""
+    out = tmp_path_factory.mktemp("artifact") / "artifact"
+    edgemim.export_model(edgemim.ExportConfig(run=run, out=out, parity_images=6))
+    return out
+
+
+def images_of(run: Path) -> Path:
+    return run.parent / "data" / "val" / "images"
+
+
+def test_export_passes_its_gate_and_says_how_images_are_labelled(artifact: Path) -> None:
+    manifest = Artifact.open(artifact).manifest
+    assert (manifest.task, manifest.labels, manifest.input_shape) == ("segmentation", LABELS, (None, 3, 32, 32))
+    assert manifest.inference is not None and manifest.inference.short_side == 48
+    assert manifest.parity["images"] == 6 and manifest.parity["relative_error"] < 1e-4
+    session = edgemim.open_session(Artifact.open(artifact))
+    for batch in (1, 3):
+        assert session.run({"images": np.zeros((batch, 3, 32, 32), np.float32)})["logits"].shape == (batch, 3, 32, 32)
+
+
+def test_masks_of_artifact_and_run_are_those_of_training(artifact: Path, run: Path, tmp_path: Path) -> None:
+    found = edgemim.predict(edgemim.PredictConfig(artifact=artifact, images=(images_of(run),), out=tmp_path / "a"))
+    edgemim.predict(edgemim.PredictConfig(artifact=run, images=(images_of(run),), out=tmp_path / "r", threads=1))
+    from edgemim.tasks import SegmentationTask, load_task
+
+    task = load_task(run)
+    assert isinstance(task, SegmentationTask)
+    assert len(found) == 6
+    for number, entry in enumerate(found):
+        with Image.open(entry["mask"]) as first, Image.open(tmp_path / "r" / "masks" / f"{number:03d}.png") as second:
+            ours, theirs = np.asarray(first), np.asarray(second)
+        assert ours.shape == (HEIGHT, WIDTH)
+        assert (ours == theirs).mean() > 0.999
+        expected = task.predict(task.held_out_pairs().read(number)[0])
+        assert (ours == expected).mean() > 0.999
+        shares = {label: 100 * float((ours == i).mean()) for i, label in enumerate(LABELS)}
+        assert entry["shares"] == pytest.approx({k: v for k, v in shares.items() if v}, abs=0.01)
+        with Image.open(entry["overlay"]) as picture:
+            assert picture.size == (WIDTH, HEIGHT)
+    assert (tmp_path / "a" / "legend.png").is_file()
+    assert json.loads((tmp_path / "a" / "predictions.json").read_text()) == found
+
+
+def test_an_artifact_needs_no_torch(artifact: Path, run: Path, tmp_path: Path) -> None:
+    words = ["predict", str(artifact), str(images_of(run) / "000.jpg"), "--out", str(tmp_path / "p"), "--threads", "1"]
+    program = (
+        "import sys\nclass Refuse:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('torch', 'timm', 'safetensors', 'torchmetrics'):\n"
+        "            raise ModuleNotFoundError(name)\nsys.meta_path.insert(0, Refuse())\n"
+        f"from edgemim.cli import main\nsys.exit(main({words!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "p" / "masks" / "000.png").is_file()
+
+
+def test_both_modes_and_a_fixed_batch(run: Path, artifact: Path, tmp_path: Path) -> None:
+    edgemim.export_model(edgemim.ExportConfig(run=run, out=tmp_path / "fixed", parity_images=4, fixed_batch=2))
+    image = images_of(run) / "001.jpg"
+    masks = []
+    for number, (folder, mode) in enumerate(((artifact, None), (tmp_path / "fixed", "slide"), (artifact, "whole"))):
+        config = edgemim.PredictConfig(artifact=folder, images=(image,), mode=mode, out=tmp_path / str(number))
+        with Image.open(edgemim.predict(config)[0]["mask"]) as picture:
+            masks.append(np.asarray(picture))
+    assert (masks[0] == masks[1]).mean() > 0.999
+    assert 0.6 < (masks[0] == masks[2]).mean() < 1
+
+
+def test_names_that_clash_and_images_at_fault(run: Path, artifact: Path, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jpg").write_bytes((images_of(run) / "000.jpg").read_bytes())
+    (tmp_path / "one" / "broken.png").write_bytes(b"no picture")
+    Image.fromarray(np.zeros((1, 30000, 3), np.uint8)).resize((60000, 1)).save(tmp_path / "two" / "long.png")
+    inputs = (tmp_path / "one", tmp_path / "two")
+    found = edgemim.predict(edgemim.PredictConfig(artifact=artifact, images=inputs, out=tmp_path / "p"))
+    assert [Path(entry["mask"]).name for entry in found] == ["a.png", "a~2.png"]
+    skipped = json.loads((tmp_path / "p" / "run.json").read_text())["results"]["skipped"]
+    assert [Path(path).name for path, _ in skipped] == ["broken.png", "long.png"]
+    with pytest.raises(UserError, match=r"none of the 1 images could be read; the first: .*broken\.png"):
+        edgemim.predict(
+            edgemim.PredictConfig(artifact=artifact, images=(tmp_path / "one" / "broken.png",), out=tmp_path / "q")
+        )
+
+
+def test_what_does_not_apply_is_refused(run: Path, artifact: Path, tmp_path: Path) -> None:
+    image = images_of(run) / "000.jpg"
+    with pytest.raises(UserError, match="--file and --runtime are for artifacts"):
+        edgemim.predict(edgemim.PredictConfig(artifact=run, images=(image,), runtime="openvino"))
+    with pytest.raises(UserError, match="INT8 is judged on classification only"):
+        edgemim.export_model(edgemim.ExportConfig(run=run, out=tmp_path / "x", int8=True))
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(UserError, match="INT8 is judged on classification only"):
+        edgemim.quantize(edgemim.QuantizeConfig(artifact=artifact))
+    opened = Artifact.open(artifact)
+    opened.manifest = opened.manifest.model_copy(update={"inference": None})
+    shutil.copytree(artifact, tmp_path / "bare")
+    Artifact(tmp_path / "bare", opened.manifest).save_manifest()
+    with pytest.raises(UserError, match="does not say how images are labelled; export it again"):
+        edgemim.predict(edgemim.PredictConfig(artifact=tmp_path / "bare", images=(image,)))
