@@ -180,7 +180,7 @@ def bare_hiera(config: HieraConfig, *, num_classes: int, drop_path: float = 0.0)
     q_pool 3; as pre-trained, add `q_pool=2`.
     """
     stride, kernel = config.patch_stride, config.patch_kernel
-    return Hiera(
+    model = Hiera(
         img_size=(config.image_size, config.image_size),
         embed_dim=config.embed_dim,
         num_heads=config.first_heads,
@@ -193,3 +193,9 @@ def bare_hiera(config: HieraConfig, *, num_classes: int, drop_path: float = 0.0)
         mlp_ratio=config.mlp_ratio,
         drop_path_rate=drop_path,
     )
+    # timm writes down the strides of its own sizes; what reads feature maps by stride needs those of this one.
+    for stage, info in enumerate(model.feature_info):
+        info["reduction"] = stride * 2 ** min(stage, config.q_pool)
+    side = config.image_size
+    model.default_cfg = {"input_size": (3, side, side), "fixed_input_size": True}  # pyright: ignore[reportAttributeAccessIssue]
+    return model

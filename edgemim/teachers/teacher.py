@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.hiera import Hiera
 from torch import Tensor, nn
 
 from edgemim.errors import UserError
@@ -82,7 +83,8 @@ class Teacher(nn.Module):
 def intermediate_options(model: nn.Module, fit: Fit) -> dict[str, Any]:
     """Keywords of timm's `forward_intermediates` for one stage's map as [b, c, rows, columns]."""
     options: dict[str, Any] = {"indices": [fit.stage], "stop_early": True, "intermediates_only": True}
-    if fit.last and "norm" in inspect.signature(model.forward_intermediates).parameters:  # pyright: ignore
+    # Hiera takes the keyword and refuses it.
+    if fit.last and not isinstance(model, Hiera) and "norm" in inspect.signature(model.forward_intermediates).parameters:  # pyright: ignore
         options["norm"] = True
     return options
 

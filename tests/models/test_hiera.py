@@ -12,6 +12,7 @@ from edgemim.models.encoder import TokenMask
 from edgemim.models.hiera import HieraEncoder, bare_hiera
 from edgemim.models.sizes import SIZES, HieraConfig
 from edgemim.models.weights import bare_vit, from_timm, to_timm
+from edgemim.teachers.teacher import build_teacher
 
 SMALL = HieraConfig(embed_dim=8, stages=(1, 1, 2, 2), patch_stride=2, patch_kernel=3, image_size=64)
 DEPTH = SMALL.depth
@@ -194,3 +195,17 @@ def test_fresh_weights_are_drawn_as_in_hieras_mae() -> None:
     bound = (6 / (16 + 3 * 7 * 7)) ** 0.5
     assert 0.95 * bound < patch.abs().max() <= bound
     assert 0.015 < encoder.vit.pos_embed.std() < 0.025
+
+
+def test_a_pre_trained_one_teaches_features_on_its_own_grid() -> None:
+    """Strides and input size, which timm knows of its own sizes alone, are those of the configuration."""
+    encoder = hiera()
+    teacher = build_teacher(to_timm(encoder), "own", image_size=64, student_grid=(8, 8), stage=None, input_size=None)
+    x = torch.rand(2, 3, 64, 64)
+    normalised = (x - teacher.mean) / teacher.std
+    torch.testing.assert_close(teacher(x), encoder(normalised).tokens[DEPTH], rtol=1e-4, atol=1e-5)
+    coarser = build_teacher(to_timm(encoder), "own", image_size=64, student_grid=(16, 16), stage=None, input_size=None)
+    assert coarser.channels == 16
+    torch.testing.assert_close(
+        in_space(encoder(normalised, taps=[2]).tokens[2], 2, (8, 8)).flatten(1, 2), coarser(x), rtol=1e-4, atol=1e-5
+    )
