@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pydantic
+import timm
 import torch
 import tyro
 from rich.console import Console
@@ -27,7 +28,8 @@ from edgemim.errors import UserError
 from edgemim.methods import MethodConfig
 from edgemim.methods.beit import BeitConfig
 from edgemim.models.normalization import Normalization
-from edgemim.models.sizes import EncoderConfig
+from edgemim.models.sizes import EncoderConfig, VitConfig
+from edgemim.models.weights import encoder_of
 from edgemim.run import RUNS, RunRecord, prepare_folder, write_text
 from edgemim.tasks.classification import ClassificationTask, build_model
 from edgemim.teachers import TeacherConfig
@@ -101,6 +103,9 @@ def open_recipe(config: CostConfig) -> Recipe:
     for key in chosen:
         if key not in type(recipe).model_fields:
             raise UserError(f"{config.recipe} is a recipe of {_verb(recipe)}, which has no {key}; leave --{key} out")
+    task = getattr(recipe, "task", "classification")
+    if (task := getattr(task, "name", task)) != "classification":
+        raise UserError(f"{config.recipe} is a recipe of {task}; cost counts pre-training and classification")
     return recipe.model_copy(update=chosen)
 
 
@@ -139,20 +144,19 @@ def input_shape(recipe: Recipe) -> tuple[int, ...]:
 
 def _classifier_facts(recipe: FinetuneConfig) -> tuple[dict[str, Any], int]:
     """The architecture that fine-tuning starts from, and the side of its input in pixels."""
-    from edgemim.models.weights import read_facts
-
     if recipe.init.startswith("timm:"):
-        import timm
-
         name = recipe.init.removeprefix("timm:")
         if not timm.is_model(name):
             raise UserError(f"'init': timm knows no model '{name}'")
         facts = timm.get_pretrained_cfg(name)
         return {"timm": name}, facts.input_size[-1] if facts is not None else 224
-    encoder = recipe.encoder.model_dump(mode="json")
-    if recipe.init not in ("newest", "scratch") and (Path(recipe.init) / "model").is_dir():
-        encoder = read_facts(Path(recipe.init))["encoder"]
-    return {"vit": encoder}, encoder["image_size"]
+    run = Path(recipe.init)
+    encoder = encoder_of(run) if recipe.init not in ("newest", "scratch") and run.is_dir() else recipe.encoder
+    added = recipe.relative_positions
+    if added is not None and type(encoder) is not VitConfig:
+        raise UserError(f"--relative-positions are added to a plain vision transformer, not to a {encoder.name}")
+    encoder = encoder.as_classifier() if added is None else added.added_to(encoder)  # pyright: ignore[reportArgumentType]
+    return {"vit": encoder.model_dump(mode="json")}, encoder.image_size
 
 
 def _classifier(recipe: FinetuneConfig, classes: int) -> ClassificationTask:

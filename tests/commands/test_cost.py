@@ -30,7 +30,8 @@ from edgemim.teachers import CheckpointTeacher, TimmTeacher  # noqa: E402
 
 REPOSITORY = Path(__file__).parent.parent.parent
 PRETRAIN = sorted((REPOSITORY / "configs/pretrain").glob("*.yaml"))
-FINETUNE = sorted((REPOSITORY / "configs/finetune").glob("*.yaml"))
+PIXELS = sorted(p for p in (REPOSITORY / "configs/finetune").glob("*.yaml") if "name: segmentation" in p.read_text())
+FINETUNE = sorted(p for p in (REPOSITORY / "configs/finetune").glob("*.yaml") if p not in PIXELS)
 OWN = [*PRETRAIN, *FINETUNE]
 CPU = torch.device("cpu")
 _counted: dict[str, dict[str, Any]] = {}
@@ -64,6 +65,11 @@ def test_every_recipe_is_counted_and_says_its_cost(
 ) -> None:
     monkeypatch.setattr("edgemim.analysis.cost._slope", lambda *_: 0.0)  # these are tested in tests/analysis
     monkeypatch.setattr("edgemim.analysis.cost._whole_image", lambda *_: None)
+    task = getattr(read_recipe(recipe), "task", "classification")
+    if getattr(task, "name", task) != "classification":
+        with pytest.raises(UserError, match="cost counts pre-training and classification"):
+            count(recipe, tmp_path)
+        return
     found = count(recipe, tmp_path)
     assert found["device"] == "meta"
     assert found["training_gflop"] > found["forward_gflop"] > 0
@@ -76,6 +82,12 @@ def test_every_recipe_is_counted_and_says_its_cost(
         said = re.search(r"^# Cost: ([\d.]+) GFLOP an image", recipe.read_text(), re.MULTILINE)
         assert said, f"{recipe} does not say its cost"
         assert float(said[1]) == pytest.approx(found["training_gflop"], rel=0.006, abs=0.006)
+
+
+@pytest.mark.parametrize("recipe", PIXELS, ids=lambda recipe: recipe.stem)
+def test_a_recipe_that_cannot_be_counted_is_refused(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a recipe of segmentation; cost counts pre-training and classification"):
+        cost(CostConfig(recipe=recipe, out=tmp_path))
 
 
 def narrow(method: Any) -> Any:
@@ -174,6 +186,21 @@ def test_a_runs_folder_is_a_recipe(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(to_yaml(config))
         assert read_recipe(tmp_path / name) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "parameters"),
+    [
+        ("", 5_717_416),
+        ("relative_positions: {offsets: block}\n", 5_717_416 + 12 * 732 * 12),
+        ("encoder: hiera_tiny\n", 6_694_966),
+    ],
+)
+def test_classifiers_have_the_published_number_of_parameters(tmp_path: Path, text: str, parameters: int) -> None:
+    recipe = tmp_path / "fine.yaml"
+    recipe.write_text(f"init: scratch\nlayer_decay: 0.85\n{text}")
+    found = cost(CostConfig(recipe=recipe, out=tmp_path / "out"))
+    assert sum(part["parameters"] for part in found["parts"].values()) == parameters
 
 
 def test_a_timm_model_is_counted_with_its_own_head(tmp_path: Path) -> None:
