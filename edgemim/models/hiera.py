@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -197,5 +197,5 @@ def bare_hiera(config: HieraConfig, *, num_classes: int, drop_path: float = 0.0)
     for stage, info in enumerate(model.feature_info):
         info["reduction"] = stride * 2 ** min(stage, config.q_pool)
     side = config.image_size
-    model.default_cfg = {"input_size": (3, side, side), "fixed_input_size": True}  # pyright: ignore[reportAttributeAccessIssue]
+    cast(Any, model).default_cfg = {"input_size": (3, side, side), "fixed_input_size": True}
     return model
