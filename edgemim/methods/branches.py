@@ -116,7 +116,8 @@ class MaskedImageModel(PretrainObjective):
         for branch in self.branches:
             prediction = branch.decoder(features, mask)
             value = reduce(LOSSES[branch.loss](prediction.float(), targets[id(branch.target)]), mask, branch.score)
-            metrics[f"loss_{branch.name}"] = value.detach()
+            # Not detached here: a compiled graph sees that it equals the loss, and hands the loss out without gradient.
+            metrics[f"loss_{branch.name}"] = value
             total = total + branch.weight * value
         return StepOutput(total, metrics)
 

@@ -197,7 +197,7 @@ class Trainer:
                     output = model(batch.images, batch.keys, batch.labels)
                 (output.loss / parts).backward()
             for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
-                losses[name] = losses.get(name, 0) + value / parts
+                losses[name] = losses.get(name, 0) + value.detach() / parts
         self._update(losses, meter, before)
         meter.images += self.config.batch_size
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class StepOutput:
-    """Loss of a batch (a scalar that carries the gradient) and detached scalars worth logging."""
+    """Loss of a batch (a scalar that carries the gradient) and scalars worth logging, which the loop detaches."""
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
