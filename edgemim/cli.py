@@ -25,7 +25,7 @@ class Verb(NamedTuple):
 VERBS = {
     "pretrain": Verb("pretrain", "PretrainConfig", "pretrain", "pre-train an encoder on unlabelled images"),
     "finetune": Verb("finetune", "FinetuneConfig", "finetune", "fine-tune a pre-trained encoder on labelled images"),
-    "evaluate": Verb("evaluate", "EvaluateConfig", "evaluate", "accuracy and confusion matrix of a fine-tuned run"),
+    "evaluate": Verb("evaluate", "EvaluateConfig", "evaluate", "accuracy, or mIoU, and confusion of a fine-tuned run"),
     "probe": Verb("probe", "ProbeConfig", "probe", "k-NN accuracy of frozen features"),
     "analyze token-diversity": Verb(
         "analyze", "TokenDiversityConfig", "token_diversity", "how diverse the tokens of teachers are (Img2Vec)"
@@ -35,7 +35,7 @@ VERBS = {
     "quantize": Verb("quantize", "QuantizeConfig", "quantize", "add a checked INT8 model to an artifact"),
     "convert": Verb("convert", "ConvertConfig", "convert", "make a run of a published checkpoint"),
     "benchmark": Verb("benchmark", "BenchmarkConfig", "benchmark", "latency of artifacts on this machine's runtimes"),
-    "predict": Verb("predict", "PredictConfig", "predict", "classify images with an artifact"),
+    "predict": Verb("predict", "PredictConfig", "predict", "name the classes of images, or of their pixels"),
     "data check": Verb("data", "DataCheckConfig", "data_check", "count and check a folder of images; changes nothing"),
     "doctor": Verb("doctor", "DoctorConfig", "doctor", "say what this machine can run"),
     "quickstart": Verb("quickstart", "QuickstartConfig", "quickstart", "the whole chain on real images in minutes"),

@@ -59,6 +59,8 @@ class ExportConfig(Int8Config):
     """Version of ONNX's operators."""
     fixed_batch: int | None = pydantic.Field(default=None, ge=1)
     """Take exactly so many images at once; default any number."""
+    image_size: int | None = pydantic.Field(default=None, ge=1)
+    """Segmentation: side of the square that the model takes, pixels; default as trained. Positions are interpolated."""
     parity_images: int = pydantic.Field(default=64, ge=1)
     """Held-out images that the exported files are compared with PyTorch on."""
     tolerance: float = pydantic.Field(default=DEFAULT_TOLERANCE, gt=0)
@@ -84,8 +86,11 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
     task = load_task(run, data=config.data, val=config.val)
     if config.int8:
         refuse_int8(task)
+    trained_size = task.preprocessing.image_size
+    if config.image_size not in (None, trained_size):
+        task = task.at_size(config.image_size)
     with staged(out) as folder, RunRecord("export", folder, config) as record:
-        artifact = _build(folder, run, task, config)
+        artifact = _build(folder, run, task, config, trained_size)
         parities = _compare(artifact, _sessions(artifact, record), task, config)
         record.results.update(run=str(run.resolve()), parity=dict(artifact.manifest.parity))
         record.results["files"] = {key: entry.bytes for key, entry in artifact.manifest.files.items()}
@@ -113,7 +118,7 @@ def _quantize_config(config: ExportConfig, out: Path, run: Path) -> QuantizeConf
     return QuantizeConfig(**shared, artifact=out, run=run)
 
 
-def _build(folder: Path, run: Path, task: Task, config: ExportConfig) -> Artifact:
+def _build(folder: Path, run: Path, task: Task, config: ExportConfig, trained_size: int) -> Artifact:
     """Write the model files and their manifest."""
     module = task.export_module().cpu()
     example = task.example_input(config.fixed_batch or 2)
@@ -126,7 +131,7 @@ def _build(folder: Path, run: Path, task: Task, config: ExportConfig) -> Artifac
         preprocessing=task.preprocessing,
         labels=task.labels,
         opset=config.opset,
-        source=_source(run),
+        source=_source(run, trained_size, task.preprocessing.image_size),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         **task.manifest_facts(),
     )
@@ -156,8 +161,11 @@ def _weights(module: nn.Module, path: Path) -> dict[str, float | int]:
     return {"weights_identical": found, "weights": total}
 
 
-def _source(run: Path) -> dict[str, Any]:
+def _source(run: Path, trained_size: int, image_size: int) -> dict[str, Any]:
+    positions = {"positions": f"interpolated from {trained_size} to {image_size} pixels"}
     return {
+        "trained_image_size": trained_size,
+        **(positions if trained_size != image_size else {}),
         "run": str(run.resolve()),
         "checkpoint_sha256": sha256_of(run / "model" / MODEL_FILE),
         "exporter": "torch.onnx, dynamo",

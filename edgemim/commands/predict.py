@@ -79,9 +79,12 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     out = config.out or folder / "predict"
     prepare_folder(out, overwrite=config.overwrite, resume=config.out is None)
     if manifest.task == "segmentation":
-        return _segment(config, session, manifest, paths, out)
+        found = _segment(config, session, manifest, paths, out)
+        following = f"export {folder} --onnx" if artifact is None else f"benchmark {folder}"
+        print(f"masks, overlays and legend.png in {out}; next: edgemim {following}")
+        return found
     with RunRecord("predict", out, config) as record:
-        found: list[dict[str, Any]] = []
+        found = []
         skipped: list[ImageError] = []
         # A file made for a fixed batch takes exactly so many images.
         fixed = manifest.input_shape[0]
@@ -130,7 +133,6 @@ def _segment(
 
     with RunRecord("predict", out, config) as record:
         found = segment_images(session, manifest, paths, out, record, mode=config.mode, max_pixels=config.max_pixels)
-    print(f"masks, overlays and legend.png in {out}; next: edgemim benchmark ARTIFACT")
     return found
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import colorsys
 import contextlib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,24 +18,35 @@ from edgemim.edge.report import COLOURS
 from edgemim.edge.segmentation import IGNORE
 from edgemim.errors import UserError
 
-_GOLDEN = 0.6180339887498949
 _LEGEND_ROWS = 30
 
 
+@functools.cache
 def class_colours(count: int) -> np.ndarray:
     """uint8 [256, 3]: a colour for each of `count` classes, white for 255 and black for what is no class.
 
-    The first seven are distinguishable with every kind of colour vision; further ones spread over hue and lightness.
+    The first seven are distinguishable with every kind of colour vision; each further one is, of a grid of colours,
+    the farthest from all before it (and from white), so that a class keeps its colour however many follow.
     """
+    chosen = [255 * np.asarray(to_rgb(colour)) for colour in COLOURS]
+    levels = np.linspace(0, 255, 8)
+    pool = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    nearest = np.min([_distances(pool, colour) for colour in (*chosen, np.full(3, 255.0))], axis=0)
+    while len(chosen) < count:
+        chosen.append(pool[nearest.argmax()])
+        nearest = np.minimum(nearest, _distances(pool, chosen[-1]))
     colours = np.zeros((256, 3), np.uint8)
-    for number in range(count):
-        if number < len(COLOURS):
-            rgb = to_rgb(COLOURS[number])
-        else:
-            rgb = colorsys.hls_to_rgb(number * _GOLDEN % 1.0, (0.35, 0.55, 0.72)[number % 3], 0.75)
-        colours[number] = np.round(255 * np.asarray(rgb))
+    colours[:count] = np.round(chosen[:count])
     colours[IGNORE] = 255
+    colours.setflags(write=False)
     return colours
+
+
+def _distances(pool: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """How different colours look, roughly: squared differences of red, green and blue weighed as the eye does."""
+    red = (pool[:, 0] + colour[0]) / 2 / 256
+    weights = np.stack([2 + red, np.full_like(red, 4), 3 - red], axis=1)
+    return (weights * (pool - colour) ** 2).sum(1)
 
 
 def paint(mask: np.ndarray, classes: int) -> np.ndarray:
@@ -55,7 +66,7 @@ def save_mask(mask: np.ndarray, path: Path, classes: int) -> None:
 
     Raises UserError if it cannot be written.
     """
-    picture = Image.fromarray(mask, mode="P")
+    picture = Image.fromarray(mask)
     picture.putpalette(class_colours(classes).tobytes())
     save_picture(picture, path)
 

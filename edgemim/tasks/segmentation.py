@@ -25,13 +25,16 @@ from edgemim.edge.images import Preprocessing
 from edgemim.edge.segmentation import IGNORE, SegmentationInference, resize_image
 from edgemim.errors import UserError
 from edgemim.models.build import parse_encoder
+from edgemim.models.resizing import resize_positions
 from edgemim.models.semantic_fpn import SemanticFpn, SemanticFpnConfig, resized, slide_logits
+from edgemim.models.weights import load_weights
 from edgemim.tasks.task import Task
 from edgemim.training.objective import StepOutput
 from edgemim.training.recipe import Plan
 from edgemim.training.schedule import warmup_cosine, warmup_poly
 
 _MOST_LOGITS = 2**27
+_VIT = "encoder.vit."
 
 
 class SegmentationConfig(Config):
@@ -118,6 +121,30 @@ class SegmentationTask(Task):
     def manifest_facts(self) -> dict[str, Any]:
         """How windows are laid over an image."""
         return {"inference": self.inference}
+
+    def at_size(self, image_size: int) -> SegmentationTask:
+        """The same model for squares of another size: positions are interpolated, windows lie in proportion.
+
+        Raises UserError if the encoder cannot take that size.
+        """
+        old, source = self.preprocessing.image_size, self.model.encoder.config
+        try:
+            target = type(source).model_validate({**source.model_dump(), "image_size": image_size})
+        except pydantic.ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise UserError(f"the model cannot take squares of {image_size} pixels: {reason}") from error
+        architecture = {**self.architecture, "vit": target.model_dump(mode="json")}
+        model = build_segmenter(architecture, len(self.labels))
+        weights = self.model.state_dict()
+        vit = {key.removeprefix(_VIT): value for key, value in weights.items() if key.startswith(_VIT)}
+        resized_vit = resize_positions(vit, source, target)
+        load_weights(model, {**weights, **{_VIT + key: value for key, value in resized_vit.items()}})
+        stride = max(1, round(self.inference.stride * image_size / old))
+        short_side = max(self.inference.short_side, image_size)
+        inference = self.inference.model_copy(update={"stride": stride, "short_side": short_side})
+        preprocessing = self.preprocessing.model_copy(update={"image_size": image_size})
+        task = SegmentationTask(model, self.labels, preprocessing, inference, self.pairs, architecture=architecture)
+        return task.train(self.training)
 
     def forward(self, images: Tensor, keys: Tensor, labels: Tensor) -> StepOutput:
         """Loss of uint8 images [b, 3, s, s] with uint8 masks [b, s, s]."""

@@ -105,6 +105,13 @@ class Task(Objective):
         """Further fields of the artifact's manifest."""
         return {}
 
+    def at_size(self, image_size: int) -> Task:
+        """The same model for squares of another size, where the task has such. Raises UserError."""
+        raise UserError(
+            f"a model for {self.task_name} is exported at the {self.preprocessing.image_size} pixels that it was trained at, "
+            f"not at {image_size}; leave --image-size out"
+        )
+
     def held_out(self, data: Path | None = None) -> ImageFolder:
         """The images to measure on: the run's own, or those of another folder (its val/ or test/ where it has one)."""
         if data is None:

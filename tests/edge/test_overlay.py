@@ -16,6 +16,10 @@ from edgemim.errors import UserError
 def test_colours_differ_and_do_not_change_with_their_number() -> None:
     colours = class_colours(150)
     assert len({tuple(colour) for colour in colours[:150]}) == 150
+    assert not colours[150:255].any()
+    few = colours[:20].astype(int)
+    apart = np.abs(few[:, None] - few[None]).sum(2) + 1000 * np.eye(20, dtype=int)
+    assert apart.min() > 60
     assert (class_colours(11)[:11] == colours[:11]).all()
     assert tuple(colours[255]) == (255, 255, 255)
 

@@ -143,4 +143,5 @@ def _in_hsv(pixels: np.ndarray, change: Callable[[np.ndarray], None]) -> np.ndar
     # Not OpenCV's conversion: its threads may hang in a worker that was forked.
     hsv = np.array(Image.fromarray(np.ascontiguousarray(pixels)).convert("HSV"))
     change(hsv)
-    return np.array(Image.fromarray(hsv, mode="HSV").convert("RGB"))
+    channels = [Image.fromarray(np.ascontiguousarray(hsv[..., i])) for i in range(3)]
+    return np.array(Image.merge("HSV", channels).convert("RGB"))

@@ -97,6 +97,31 @@ def test_both_modes_and_a_fixed_batch(run: Path, artifact: Path, tmp_path: Path)
     assert 0.6 < (masks[0] == masks[2]).mean() < 1
 
 
+def test_another_size_than_that_of_training(run: Path, artifact: Path, tmp_path: Path) -> None:
+    """Positions are interpolated, the manifest says so, and the larger squares show what the small ones did."""
+    edgemim.export_model(edgemim.ExportConfig(run=run, out=tmp_path / "large", parity_images=4, image_size=48))
+    manifest = Artifact.open(tmp_path / "large").manifest
+    assert manifest.input_shape == (None, 3, 48, 48)
+    assert (manifest.source["trained_image_size"], manifest.preprocessing.image_size) == (32, 48)
+    assert manifest.source["positions"] == "interpolated from 32 to 48 pixels"
+    assert "positions" not in Artifact.open(artifact).manifest.source
+    assert manifest.inference is not None and (manifest.inference.short_side, manifest.inference.stride) == (48, 36)
+    right = []
+    for folder in (artifact, tmp_path / "large"):
+        config = edgemim.PredictConfig(artifact=folder, images=(images_of(run),), out=tmp_path / f"{folder.name}-masks")
+        shares = []
+        for entry in edgemim.predict(config):
+            truth_file = run.parent / "data" / "val" / "masks" / Path(entry["mask"]).name
+            with Image.open(entry["mask"]) as found, Image.open(truth_file) as truth:
+                ours, mask = np.asarray(found), np.asarray(truth)
+            shares.append((ours == mask)[mask != 255].mean())
+        right.append(float(np.mean(shares)))
+    assert right[1] > right[0] - 0.1
+    with pytest.raises(UserError, match=r"cannot take squares of 36 pixels: .* not a multiple of patch_size 8"):
+        edgemim.export_model(edgemim.ExportConfig(run=run, out=tmp_path / "odd", image_size=36))
+    assert not (tmp_path / "odd").exists()
+
+
 def test_names_that_clash_and_images_at_fault(run: Path, artifact: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
