@@ -104,7 +104,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"no weights file at {path}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return find_tensors(load_file(path), path)
         if path.suffix in (".pdparams", ".pkl"):
             return find_tensors(read_arrays(path), path)
         with torch.serialization.safe_globals(_HARMLESS):
@@ -121,12 +121,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """Why torch did not read a file: what a pickle names that is no tensor, else the message's first line."""
+    """Why torch did not read a file: what a pickle names that is no tensor, or that it is damaged or no pickle at all."""
     text = re.sub(r"\x1b\[[\d;]*m", "", str(error))
     named = re.search(r"GLOBAL ([\w.]+)", text)
     if named:
         return f"it names {named[1]}"
-    return text.splitlines()[0] if text else type(error).__name__
+    if "zip archive" in text:
+        return "it is damaged or cut short"
+    # torch's own message goes on to advise reading it as code.
+    operand = re.search(r"Unsupported operand \d+", text)
+    if operand or isinstance(error, (KeyError, EOFError, IndexError)):
+        return "it is no file that torch wrote, or a damaged one"
+    return text.splitlines()[0].partition(". In PyTorch")[0] if text else type(error).__name__
 
 
 def find_tensors(content: Any, path: Path) -> dict[str, Tensor]:

@@ -195,7 +195,7 @@ def test_mistakes_are_one_sentence(mae_file: Path, tmp_path: Path, capsys, monke
     assert "without --keep-head" in refused(capsys, file, "--from", "mae", "--heads", "2", "--labels", "x.txt")
     extra = {**weights_of("mae"), "blocks.0.surprise": torch.zeros(1)}
     torch.save(extra, tmp_path / "extra.pth")
-    assert "extra.pth no part of a mae checkpoint is named blocks.0.surprise" in refused(
+    assert "extra.pth holds blocks.0.surprise, which no part of a mae checkpoint is named" in refused(
         capsys, "extra.pth", "--from", "mae", "--heads", "2"
     )
     assert not (tmp_path / "runs").exists()  # a refused file leaves nothing behind

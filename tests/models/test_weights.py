@@ -146,6 +146,27 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_damaged_file_is_told_from_a_refused_one(tmp_path: Path) -> None:
+    """Without torch's own sentences, which advise reading the file as code."""
+    torch.save({"model": {"w": torch.ones(500)}}, tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:-300])
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "new.pth").write_bytes(pickle.dumps({"model": {"w": Evil(tmp_path / "x")}}, protocol=4))
+    for name, words in (("cut", "damaged or cut short"), ("text", "no file that torch wrote"), ("new", "torch wrote")):
+        with pytest.raises(UserError, match=words) as caught:
+            read_tensors(tmp_path / f"{name}.pth")
+        assert "weights_only" not in str(caught.value)
+        assert str(caught.value).count("\n") == 0
+
+
+def test_the_prefix_of_a_parallel_wrapper_is_taken_off_in_every_format(tmp_path: Path) -> None:
+    weights = {"module.w": torch.ones(3)}
+    torch.save(weights, tmp_path / "w.pth")
+    save_file(weights, tmp_path / "w.safetensors")
+    assert [list(read_tensors(tmp_path / name)) for name in ("w.pth", "w.safetensors")] == [["w"], ["w"]]
+
+
 @pytest.mark.parametrize("wrap", ["model", "state_dict", "model_state_dict", None])
 def test_plain_tensors_are_found_in_a_checkpoint(tmp_path: Path, wrap: str | None) -> None:
     tensors = {"module.a": torch.ones(2), "b": torch.zeros(3)}

@@ -87,7 +87,7 @@ def make_plan(weights: Mapping[str, Tensor], rule: Rule, family: str) -> Plan:
             steps[key] = step
     if unknown:
         more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
-        raise UserError(f"no part of a {family} checkpoint is named {', '.join(unknown[:4])}{more}")
+        raise UserError(f"holds {', '.join(unknown[:4])}{more}, which no part of a {family} checkpoint is named")
     return Plan(steps)
 
 

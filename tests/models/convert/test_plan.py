@@ -33,7 +33,7 @@ def test_tensors_arrive_under_our_names_and_gradients_return_under_theirs() -> N
 def test_unknown_tensors_are_refused_by_name() -> None:
     extra = {f"other{i}": torch.zeros(1) for i in range(6)}
     with pytest.raises(
-        UserError, match="no part of a some checkpoint is named other0, other1, other2, other3 and 2 more"
+        UserError, match="holds other0, other1, other2, other3 and 2 more, which no part of a some checkpoint is named"
     ):
         make_plan({**WEIGHTS, **extra}, STEPS.get, "some")
 
