@@ -126,7 +126,8 @@ def open_case(
         # The only way to torch: the bridge, asked for when it is installed.
         from edgemim.export.torch_session import open_torch_session
 
-        session: Session = open_torch_session(_run_folder(artifact), threads)
+        size = artifact.manifest.preprocessing.image_size
+        session: Session = open_torch_session(_run_folder(artifact), threads, image_size=size)
     else:
         session = open_session(artifact, key, runtime=runtime, threads=threads)
     manifest = artifact.manifest

@@ -39,14 +39,19 @@ class TorchSession:
         return {name: output.numpy() for name, output in zip(self._outputs, found, strict=True)}
 
 
-def open_torch_session(run_folder: str | Path, threads: int = 0) -> TorchSession:
+def open_torch_session(run_folder: str | Path, threads: int = 0, *, image_size: int | None = None) -> TorchSession:
     """Open a fine-tuned run for inference in eager PyTorch; `threads=0` means all usable CPUs.
+
+    With `image_size`, the model for squares of that size, as `edgemim export --image-size` makes it.
 
     Raises UserError if the folder holds no fine-tuned model.
     """
     if threads < 0:
         raise UserError(f"threads is {threads}; give 0 for all usable CPUs, or a positive number")
-    return TorchSession(load_task(Path(run_folder)), threads or usable_cpus())
+    task = load_task(Path(run_folder))
+    if image_size not in (None, task.preprocessing.image_size):
+        task = task.at_size(image_size)
+    return TorchSession(task, threads or usable_cpus())
 
 
 def describe_run(run_folder: str | Path) -> Manifest:

@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 import edgemim  # noqa: E402
 from edgemim.edge.artifact import Artifact  # noqa: E402
 from edgemim.errors import UserError  # noqa: E402
+from edgemim.export.torch_session import open_torch_session  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -117,6 +118,11 @@ def test_another_size_than_that_of_training(run: Path, artifact: Path, tmp_path:
             shares.append((ours == mask)[mask != 255].mean())
         right.append(float(np.mean(shares)))
     assert right[1] > right[0] - 0.1
+    # PyTorch's row of a benchmark is the same network.
+    images = np.random.default_rng(0).normal(size=(2, 3, 48, 48)).astype(np.float32)
+    expected = edgemim.open_session(Artifact.open(tmp_path / "large")).run({"images": images})["logits"]
+    found = open_torch_session(run, threads=1, image_size=48).run({"images": images})["logits"]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
     with pytest.raises(UserError, match=r"cannot take squares of 36 pixels: .* not a multiple of patch_size 8"):
         edgemim.export_model(edgemim.ExportConfig(run=run, out=tmp_path / "odd", image_size=36))
     assert not (tmp_path / "odd").exists()
