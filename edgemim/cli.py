@@ -30,6 +30,10 @@ VERBS = {
     "analyze token-diversity": Verb(
         "analyze", "TokenDiversityConfig", "token_diversity", "how diverse the tokens of teachers are (Img2Vec)"
     ),
+    "analyze cka": Verb("analyze_cka", "CkaConfig", "cka", "how alike the layers of two networks are"),
+    "analyze attention": Verb(
+        "analyze_attention", "AttentionConfig", "attention", "how far, broadly and selectively heads look"
+    ),
     "cost": Verb("cost", "CostConfig", "cost", "arithmetic, memory and hours of a recipe, before it is run"),
     "export": Verb("export", "ExportConfig", "export_model", "make a checked ONNX artifact of a run"),
     "quantize": Verb("quantize", "QuantizeConfig", "quantize", "add a checked INT8 model to an artifact"),

@@ -152,21 +152,21 @@ def sample_batches(folder: ImageFolder, config: AnalyzeConfig) -> Iterable[Batch
     return eval_loader(folder, preprocessing, batch_size=config.batch_size, workers=config.workers)
 
 
-def read_teacher(text: str) -> AnyTeacher:
-    """A teacher from its name, its run folder or its keys in YAML. Raises UserError on what names none."""
+def read_teacher(text: str, flag: str = "--teacher") -> AnyTeacher:
+    """A teacher from its name, its run folder or its keys in YAML. Raises UserError on what names none, with the flag."""
     value: Any = text
     if text.lstrip().startswith("{"):
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(f"--teacher {text} is not valid YAML: {' '.join(str(error).split())}") from error
+            raise UserError(f"{flag} {text} is not valid YAML: {' '.join(str(error).split())}") from error
     elif Path(text).is_dir():
         value = CheckpointTeacher(path=Path(text))
     elif Path(text).is_file():
         raise UserError(
-            f"{text} does not say what network it holds; give --teacher '{{name: checkpoint, model: TIMM_NAME, path: {text}}}'"
+            f"{text} does not say what network it holds; give {flag} '{{name: checkpoint, model: TIMM_NAME, path: {text}}}'"
         )
-    return from_mapping({"teacher": value}, _Named, where=f"--teacher {text}").teacher
+    return from_mapping({"teacher": value}, _Named, where=f"{flag} {text}").teacher
 
 
 def _features(
