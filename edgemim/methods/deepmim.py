@@ -23,7 +23,7 @@ from edgemim.errors import UserError
 from edgemim.methods.branches import MaskedImageModel, patch_branch
 from edgemim.methods.decoders import DecoderConfig, TransformerDecoderConfig
 from edgemim.methods.masking import RandomMasking
-from edgemim.methods.method import Method, TeacherKind, check_on_grid
+from edgemim.methods.method import Method, TeacherKind, check_on_grid, rising_blocks
 from edgemim.methods.reconstruction import FrozenReconstruction, reconstruction_teacher
 from edgemim.methods.targets import Derived, FeatureTarget, PixelTarget, Target, pixel_target
 from edgemim.models.encoder import Encoder, TokenMask
@@ -107,8 +107,7 @@ class DeepMimConfig(Method):
 def deep_taps(depth: int, taps: tuple[int, ...] = ()) -> tuple[int, ...]:
     """The given blocks, else 1/2, 2/3, 5/6 and all of the depth, each once. Raises UserError on blocks out of order."""
     chosen = taps or tuple(sorted({max(1, round(depth * part / 6)) for part in (3, 4, 5, 6)}))
-    if list(chosen) != sorted(set(chosen)) or not 1 <= chosen[0] <= chosen[-1] <= depth:
-        raise UserError(f"'taps' {list(chosen)} must rise and lie within the encoder's blocks 1 to {depth}")
+    rising_blocks("taps", chosen, depth)
     return chosen
 
 

@@ -185,9 +185,7 @@ class DMaeConfig(Method):
             branches.append(
                 _match(f"attention_{student}_{taught}", mixer, source.logits(taught), self.attention_weight)
             )
-        for student, taught in tokens:
-            adapter = HiddenAdapter(student, size.width_at(student), other.width_at(taught))
-            branches.append(_match(f"hidden_{student}_{taught}", adapter, source.hidden(taught), self.hidden_weight))
+        branches += _hidden_branches(tokens, size, source, self.hidden_weight)
         return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), branches, normalization)
 
 
@@ -208,6 +206,12 @@ class D2MaeConfig(Method):
     """Block of the teacher whose attention is matched; default the last."""
     attention_weight: float = pydantic.Field(default=1.0, gt=0.0)
     """Weight of the attention loss."""
+    hidden_weight: float = pydantic.Field(default=1.0, gt=0.0)
+    """Weight of the loss of hidden states, a sum over layers."""
+    hidden_student_layers: tuple[int, ...] = ()
+    """Blocks, but for the last, after which the student's tokens are matched (0: the embeddings); default none."""
+    hidden_teacher_layers: tuple[int, ...] = ()
+    """Blocks of the teacher, one for each of these."""
 
     @property
     def teacher_kind(self) -> TeacherKind:
@@ -222,12 +226,32 @@ class D2MaeConfig(Method):
         taught = self.teacher_layer or other.depth
         _pairs("pixel_layer", (tap,), (taught,), size, other, first=1)
         check_maps(other, (taught,), "the teacher")
-        check_tokens(size, other, [(size.depth, taught)])
-        source = TeacherPass(teacher, normalization, (), (taught,))
+        hidden = (self.hidden_student_layers, self.hidden_teacher_layers)
+        tokens = _pairs("hidden_student_layers", *hidden, size, other, first=0)
+        # What the last block leaves enters the block that is thrown away, whose norm is not the encoder's.
+        _within("hidden_student_layers", self.hidden_student_layers, "student", size.depth - 1, first=0)
+        check_tokens(size, other, [(size.depth, taught), *tokens])
+        source = TeacherPass(teacher, normalization, tuple(t for _, t in tokens), (taught,))
         pixel = pixel_branch(encoder, self.decoder, self.norm_pix_loss, weight=1.0, neck=final_tokens(size, tap))
         mixer = HeadMixer(ExtraLogits(size.depth, size.width, size.heads), size.heads, other.heads_at(taught))
         attention = _match("attention", mixer, source.logits(taught), self.attention_weight)
-        return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), [pixel, attention], normalization)
+        branches = [pixel, attention, *_hidden_branches(tokens, size, source, self.hidden_weight)]
+        return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), branches, normalization)
+
+
+def _hidden_branches(
+    pairs: Sequence[tuple[int, int]], size: EncoderSize, source: TeacherPass, weight: float
+) -> list[Branch]:
+    other = source.teacher.config
+    return [
+        _match(
+            f"hidden_{student}_{taught}",
+            HiddenAdapter(student, size.width_at(student), other.width_at(taught)),
+            source.hidden(taught),
+            weight,
+        )
+        for student, taught in pairs
+    ]
 
 
 def _match(name: str, decoder: nn.Module, target: Derived, weight: float) -> Branch:

@@ -14,8 +14,6 @@ from edgemim.errors import UserError
 from edgemim.models.encoder import TokenMask, patchify
 from edgemim.training.precision import full_precision
 
-_CELLS = 2
-
 
 @dataclass(frozen=True)
 class HogTarget:
@@ -24,24 +22,26 @@ class HogTarget:
     In a patch they go (colour, orientation, cell's row, cell's column).
 
     Attributes:
-        patch_size: side of a patch in pixels, even.
+        patch_size: side of a patch in pixels, a multiple of `cells`.
         bins: orientations over half a turn.
         window: side of a Gaussian window in pixels that weights the gradients, 0 for none as published
             (mmpretrain's is 16).
+        cells: cells along a patch's side.
     """
 
     patch_size: int
     bins: int = 9
     window: int = 0
+    cells: int = 2
 
     @property
     def channels(self) -> int:
         """Numbers of a patch."""
-        return 3 * self.bins * _CELLS**2
+        return 3 * self.bins * self.cells**2
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], mask: TokenMask) -> Float[Tensor, "b n c"]:
         """Histograms of every patch of normalised images; the mask plays no part."""
-        return patchify(self.histograms(images).flatten(1, 2), _CELLS, channels_first=True)
+        return patchify(self.histograms(images).flatten(1, 2), self.cells, channels_first=True)
 
     def histograms(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 bins rows columns"]:
         """Histograms of every cell, each of Euclidean length 1 over its bins; float32, whatever the step computes in."""
@@ -52,7 +52,7 @@ class HogTarget:
         strength = torch.hypot(gx, gy) * self._weights(images)
         votes = torch.zeros(*bins.shape[:2], self.bins, *bins.shape[2:], device=images.device)
         votes.scatter_(2, bins.unsqueeze(2), strength.unsqueeze(2))
-        cell = self.patch_size // _CELLS
+        cell = self.patch_size // self.cells
         # Sums and means of a cell differ by a factor that the normalisation takes out.
         return F.normalize(F.avg_pool2d(votes.flatten(1, 2), cell).unflatten(1, (3, self.bins)) * cell**2, dim=2)
 
@@ -66,11 +66,14 @@ class HogTarget:
         return torch.outer(row.repeat(height // self.window), row.repeat(width // self.window))
 
 
-def hog_target(patch_size: int, bins: int = 9, window: int = 0) -> HogTarget:
-    """The target for an encoder's patches. Raises UserError on patches that have no 2 x 2 cells."""
-    if patch_size % _CELLS:
-        raise UserError(f"oriented gradients cut a patch into 2 x 2 cells; a patch_size of {patch_size} is odd")
-    return HogTarget(patch_size, bins, window)
+def hog_target(patch_size: int, bins: int = 9, window: int = 0, cells: int = 2) -> HogTarget:
+    """The target for an encoder's patches. Raises UserError on patches that cells do not fill."""
+    if patch_size % cells:
+        raise UserError(
+            f"oriented gradients cut a patch into {cells} x {cells} cells; a patch_size of {patch_size} is "
+            f"{'odd' if cells == 2 else f'no multiple of {cells}'}"
+        )
+    return HogTarget(patch_size, bins, window, cells)
 
 
 def _sobel(images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor]:

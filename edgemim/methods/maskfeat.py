@@ -34,15 +34,19 @@ class MaskFeatConfig(Method):
     """Patches of the smallest hidden block; default 15 of 196, in proportion."""
     decoder: DecoderConfig = LinearDecoderConfig()
     """What predicts the histograms."""
+    bins: int = pydantic.Field(default=9, ge=1)
+    """Orientations over half a turn."""
+    cells: int = pydantic.Field(default=2, ge=1)
+    """Cells along a patch's side (the paper: 8 pixels each, 2 in patches of 16)."""
 
     def check(self, size: EncoderSize) -> None:
         """Raises UserError on a hierarchical encoder."""
         refuse_hierarchical(self.name, size, KEEPS_HIDDEN)
 
     def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
-        """Compose the model; a teacher plays no part. Raises UserError on patches that have no 2 x 2 cells."""
+        """Compose the model; a teacher plays no part. Raises UserError on patches that cells do not fill."""
         self.check(encoder.config)
         size = encoder.config
-        branch = patch_branch("hog", encoder, self.decoder, hog_target(size.patch_size))
+        branch = patch_branch("hog", encoder, self.decoder, hog_target(size.patch_size, self.bins, cells=self.cells))
         masking = BlockMasking(ratio=self.mask_ratio, min_block=self.min_block, grid=size.grid)
         return MaskedImageModel(encoder, masking, [branch], normalization, drop=False)

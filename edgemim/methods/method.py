@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from torch import nn
@@ -71,3 +71,9 @@ def check_on_grid(method: str, size: EncoderSize, taps: Iterable[int], key: str 
                 f"method {method}: after block {tap} a patch of encoder {size.name} is still {size.split_at(tap)} x "
                 f"{size.split_at(tap)} tokens; name blocks {first} to {size.depth} in '{key}'"
             )
+
+
+def rising_blocks(key: str, blocks: Sequence[int], depth: int) -> None:
+    """Raises UserError unless blocks rise and lie within an encoder of `depth` blocks."""
+    if list(blocks) != sorted(set(blocks)) or not 1 <= blocks[0] <= blocks[-1] <= depth:
+        raise UserError(f"'{key}' {list(blocks)} must rise and lie within the encoder's blocks 1 to {depth}")

@@ -17,7 +17,7 @@ from edgemim.methods.branches import MaskedImageModel
 from edgemim.methods.decoders import DecoderConfig, Fuse, TransformerDecoderConfig
 from edgemim.methods.mae import pixel_branch
 from edgemim.methods.masking import RandomMasking
-from edgemim.methods.method import Method, refuse_hierarchical
+from edgemim.methods.method import Method, refuse_hierarchical, rising_blocks
 from edgemim.methods.pixmim import low_pass_target
 from edgemim.models.encoder import Encoder
 from edgemim.models.normalization import Normalization
@@ -33,6 +33,8 @@ class MffConfig(Method):
     """Share of patches that are hidden."""
     fused_blocks: int = pydantic.Field(default=6, ge=2)
     """Number of blocks to fuse, spread evenly from the first to the last."""
+    blocks: tuple[int, ...] = ()
+    """The blocks to fuse, shallow to deep, in place of a number of them; the deepest enters as it is."""
     target: Literal["pixel", "low_pass"] = "pixel"
     """low_pass: PixMIM's target."""
     radius: float | None = pydantic.Field(default=None, gt=0)
@@ -43,12 +45,14 @@ class MffConfig(Method):
     """What predicts the pixels."""
 
     def check(self, size: EncoderSize) -> None:
-        """Raises UserError on a hierarchical encoder."""
+        """Raises UserError on a hierarchical encoder, or on blocks that are not there or out of order."""
         refuse_hierarchical(
             self.name,
             size,
             "it fuses blocks of one width on one grid, and Hiera's own masked autoencoder fuses its stages",
         )
+        if self.blocks:
+            rising_blocks("blocks", self.blocks, size.depth)
 
     def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
         """Compose the model; a teacher plays no part."""
@@ -56,7 +60,7 @@ class MffConfig(Method):
         size = encoder.config
         low = self.target == "low_pass"
         target = low_pass_target(size, normalization, self.norm_pix_loss, self.radius) if low else None
-        neck = Fuse(spread(size.depth, self.fused_blocks), size.width)
+        neck = Fuse(self.blocks or spread(size.depth, self.fused_blocks), size.width)
         branch = pixel_branch(encoder, self.decoder, self.norm_pix_loss, 1.0, neck=neck, target=target)
         return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), [branch], normalization)
 

@@ -24,7 +24,7 @@ from edgemim.errors import UserError
 from edgemim.methods.branches import Branch, MaskedImageModel
 from edgemim.methods.decoders import TransformerDecoderConfig, unmask
 from edgemim.methods.masking import RandomMasking
-from edgemim.methods.method import Method, refuse_hierarchical
+from edgemim.methods.method import Method, refuse_hierarchical, rising_blocks
 from edgemim.methods.targets import PixelTarget
 from edgemim.models.encoder import Encoder, Features, TokenMask, initialise_linear
 from edgemim.models.normalization import Normalization
@@ -165,22 +165,32 @@ class MirlConfig(Method):
     """Share of patches that are hidden."""
     segments: int | None = pydantic.Field(default=None, ge=2, multiple_of=2)
     """Segments of the encoder, two to a pair; default the largest even number up to 6 that divides its depth."""
+    taps: tuple[int, ...] = ()
+    """Last block of each segment, the encoder's last among them, for segments of unequal length; an even number."""
     decoder: TransformerDecoderConfig = TransformerDecoderConfig()
     """Width, cross-attending blocks and heads of each segment's decoder (the paper: 512, 2, 16 for ViT-B-48)."""
 
     def check(self, size: EncoderSize) -> None:
-        """Raises UserError on a hierarchical encoder."""
+        """Raises UserError on a hierarchical encoder, or on `taps` that make no pairs of segments."""
         refuse_hierarchical(
             self.name, size, "its decoders attend to tokens of every depth, which must have one width and one grid"
         )
+        if self.taps:
+            rising_blocks("taps", self.taps, size.depth)
+            if len(self.taps) % 2 or self.taps[-1] != size.depth or self.segments not in (None, len(self.taps)):
+                raise UserError(
+                    f"'taps' {list(self.taps)} must be an even number of blocks that ends with the encoder's last, "
+                    f"{size.depth}, and agree with 'segments' where both are given"
+                )
 
     def build(self, encoder: Encoder, normalization: Normalization, teacher: nn.Module | None) -> MaskedImageModel:
         """Compose the model; a teacher plays no part. Raises UserError if the depth has no such segments."""
         self.check(encoder.config)
         size = encoder.config
-        count = self._segments(size.depth)
+        taps = self.taps or self._equal_segments(size.depth)
+        count = len(taps)
         target = PixelTarget(size.patch_size, normalize=True)
-        neck = Levels(tuple(size.depth * g // count for g in range(1, count + 1)), size.width, self.decoder.width)
+        neck = Levels(taps, size.width, self.decoder.width)
         decoders = [SegmentDecoder(g, target.channels, size.grid, self.decoder) for g in range(1, count + 1)]
         branches = [
             Branch(f"pair_{g + 1}", PairDecoder(decoders[g], decoders[-1 - g]), target, "mse", weight=2 / count)
@@ -188,7 +198,7 @@ class MirlConfig(Method):
         ]
         return MaskedImageModel(encoder, RandomMasking(ratio=self.mask_ratio), branches, normalization, neck=neck)
 
-    def _segments(self, depth: int) -> int:
+    def _equal_segments(self, depth: int) -> tuple[int, ...]:
         possible = [count for count in range(2, depth + 1, 2) if depth % count == 0]
         if not possible:
             raise UserError(f"method mirl pairs segments of equal length; a depth of {depth} is odd")
@@ -196,4 +206,5 @@ class MirlConfig(Method):
             raise UserError(
                 f"'segments' {self.segments} does not divide the encoder's depth {depth}; take one of {possible}"
             )
-        return self.segments or max(count for count in possible if count <= _SEGMENTS)
+        count = self.segments or max(count for count in possible if count <= _SEGMENTS)
+        return tuple(depth * g // count for g in range(1, count + 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from edgemim.teachers import MaskedTeacher
 from tests.golden.case import Case, Comparison
 from tests.golden.mae import gather_rows, stored_places
 from tests.golden.taps import module_output
+
+_PREFIX = {"student": "model.", "teacher": "tch_model."}
 
 
 def compare(case: Case) -> Comparison:
@@ -49,9 +52,19 @@ def _encoder(case: Case, role: str, depth: int) -> Encoder:
     sizes = case.config[role]
     side, patch = case.config["img_size"], case.config["patch_size"]
     config = VitConfig(
-        width=sizes["embed_dim"], depth=depth, heads=sizes["num_heads"], patch_size=patch, image_size=side
+        width=sizes["embed_dim"],
+        depth=depth,
+        heads=sizes["num_heads"],
+        patch_size=patch,
+        image_size=side,
+        mlp_ratio=_mlp_ratio(case, f"{_PREFIX[role]}blocks.", sizes["embed_dim"]),
     )
     return Encoder(config)
+
+
+def _mlp_ratio(case: Case, blocks: str, width: int) -> float:
+    # The configuration is silent about it: the published classes have it as a default.
+    return case.weights[f"{blocks}0.mlp.fc1.weight"].shape[0] / width
 
 
 def _teacher(case: Case) -> MaskedTeacher:
@@ -63,21 +76,27 @@ def _teacher(case: Case) -> MaskedTeacher:
 def _decoder(case: Case) -> TransformerDecoderConfig:
     sizes = case.config["student"]
     width, depth, heads = (sizes[f"decoder_{key}"] for key in ("embed_dim", "depth", "num_heads"))
-    return TransformerDecoderConfig(width=width, depth=depth, heads=heads)
+    ratio = _mlp_ratio(case, "model.decoder_blocks.", width)
+    return TransformerDecoderConfig(width=width, depth=depth, heads=heads, mlp_ratio=ratio)
+
+
+def _hidden(case: Case) -> dict[str, Any]:
+    layers = tuple(case.config.get("hidden_idx_ext") or ())
+    if not layers:
+        return {}
+    weight = case.config["hidden_alpha"]
+    return {"hidden_weight": weight, "hidden_student_layers": layers, "hidden_teacher_layers": layers}
 
 
 def _d_mae(case: Case, teacher: MaskedTeacher) -> MaskedImageModel:
     layers = tuple(case.config.get("attn_idx_ext") or case.config["attn_idx"])
-    hidden = tuple(case.config.get("hidden_idx_ext", ()))
     method = DMaeConfig(
         mask_ratio=case.config["mask_ratio"],
         decoder=_decoder(case),
         attention_weight=case.config["attn_alpha"],
-        hidden_weight=case.config["hidden_alpha"],
         student_layers=layers,
         teacher_layers=layers,
-        hidden_student_layers=hidden,
-        hidden_teacher_layers=hidden,
+        **_hidden(case),
     )
     return method.build(_encoder(case, "student", case.config["student"]["depth"]), IDENTITY, teacher)
 
@@ -92,6 +111,7 @@ def _d2_mae(case: Case, teacher: MaskedTeacher) -> MaskedImageModel:
         attention_weight=case.config["attn_alpha"],
         pixel_layer=case.config["decode_idx"],
         teacher_layer=taught,
+        **_hidden(case),
     )
     return method.build(_encoder(case, "student", depth), IDENTITY, teacher)
 
@@ -113,8 +133,9 @@ def _student(result: Comparison, model: MaskedImageModel, images: Tensor, mask: 
     for branch in model.branches:
         if not isinstance(branch.decoder, HeadMixer):
             continue
-        taught = next(key for key in result.case.outputs if re.fullmatch(_adapted(branch.name), key))
-        result.output(taught, _shuffle_logits(branch.decoder(features, mask), place))
+        adapted = _shuffle_logits(branch.decoder(features, mask), place)
+        for taught in filter(re.compile(_adapted(branch.name)).fullmatch, result.case.outputs):
+            result.output(taught, adapted)
         if isinstance(branch.decoder.source, ExtraLogits):
             logits = _shuffle_logits(branch.decoder.source(features), place)
             result.output(f"student.attn_logits{depth + 1}", logits)

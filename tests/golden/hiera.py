@@ -139,15 +139,17 @@ def _attention(
     result: Comparison, model: MaskedImageModel, teacher: MaskedTeacher, images: Tensor, mask: TokenMask, keep: Tensor
 ) -> None:
     encoder = _encoder(model)
-    places = _published_places(encoder, mask, keep)
-    (student,), (taught,) = result.case.config["attn_idx"], result.case.config["tch_attn_idx"]
+    students, taught = result.case.config["attn_idx"], result.case.config["tch_attn_idx"]
     features = model.encode(images, mask)
-    theirs = teacher(images, mask, attention=[taught]).attention[taught]
-    mixer = model.branches[1].decoder
-    assert isinstance(mixer, HeadMixer)
-    result.output("student.attn_logits", _shuffled(features.attention[student], places).unsqueeze(2))
-    result.output("teacher.attn_logits", _shuffled(theirs, places).unsqueeze(2))
-    result.output("adapted_logits", _shuffled(mixer(features, mask), places))
+    theirs = teacher(images, mask, attention=taught).attention
+    mixers = [branch.decoder for branch in model.branches if isinstance(branch.decoder, HeadMixer)]
+    for ours, other, mixer in zip(students, taught, mixers, strict=True):
+        places = _published_places(encoder, mask, keep, ours)
+        # One layer has no number in its outputs' names.
+        mine, its = ("", "") if len(students) == 1 else (str(ours), str(other))
+        result.output(f"student.attn_logits{mine}", _shuffled(features.attention[ours], places).unsqueeze(2))
+        result.output(f"teacher.attn_logits{its}", _shuffled(theirs[other], places).unsqueeze(2))
+        result.output(f"adapted_logits{mine}", _shuffled(mixer(features, mask), places))
 
 
 def _losses(result: Comparison, model: MaskedImageModel, images: Tensor, mask: TokenMask) -> None:
@@ -167,12 +169,15 @@ def _in_units(tokens: Tensor, mask: TokenMask, keep: Tensor, config: HieraConfig
     return cut.reshape(b, -1, side, side, c)[keep].view(b, -1, side, side, c)
 
 
-def _published_places(encoder: HieraEncoder, mask: TokenMask, keep: Tensor) -> Tensor:
-    """[b, v]: for each token in the published order its place among ours, after the last block."""
+def _published_places(encoder: HieraEncoder, mask: TokenMask, keep: Tensor, block: int) -> Tensor:
+    """[b, t]: for each token in the published order its place among ours, inside block `block`."""
+    split = encoder.config.split_at(block)
     count = mask.visible.shape[1]
-    numbers = torch.arange(count).view(1, -1, 1).expand(len(keep), -1, 1)
-    theirs = encoder.vit.reroll(numbers, encoder.config.depth - 1, mask=keep).flatten(1)
-    ours = _in_units(numbers, mask, keep, encoder.config).flatten(1)
+    numbers = torch.arange(count * split**2).view(1, -1, 1).expand(len(keep), -1, 1)
+    theirs = encoder.vit.reroll(numbers, block - 1, mask=keep).flatten(1)
+    # Ours: patch by patch, the tokens of one row by row.
+    units = _in_units(numbers.reshape(len(keep), count, split**2), mask, keep, encoder.config)
+    ours = units.unflatten(-1, (split, split)).transpose(3, 4).flatten(1)
     return torch.zeros_like(theirs).scatter(1, theirs, ours)
 
 

@@ -62,7 +62,10 @@ def build(case: Case) -> MaskedImageModel:
         heads=sizes["decoder_num_heads"],
         mlp_ratio=sizes["mlp_ratio"],
     )
-    return MaeConfig(mask_ratio=sizes["mask_ratio"], norm_pix_loss=True, decoder=decoder).build(encoder, IDENTITY, None)
+    normalized = sizes.get("norm_pix_loss", True)
+    return MaeConfig(mask_ratio=sizes["mask_ratio"], norm_pix_loss=normalized, decoder=decoder).build(
+        encoder, IDENTITY, None
+    )
 
 
 def decoder_of(model: MaskedImageModel) -> TransformerDecoder:

@@ -10,7 +10,7 @@ from torch import Tensor
 from edgemim.methods.branches import MaskedImageModel
 from edgemim.methods.decoders import Fuse, TransformerDecoderConfig
 from edgemim.methods.masking import mask_by_noise
-from edgemim.methods.mff import MffConfig
+from edgemim.methods.mff import MffConfig, spread
 from edgemim.models.convert.mff import plan_mff
 from edgemim.models.convert.plan import swap_halves
 from edgemim.models.encoder import Encoder, TokenMask, gather_tokens
@@ -67,11 +67,18 @@ def build(case: Case) -> MaskedImageModel:
         )
     )
     decoder = TransformerDecoderConfig(
-        width=sizes["decoder_embed_dim"], depth=sizes["decoder_depth"], heads=sizes["decoder_num_heads"]
+        width=sizes["decoder_embed_dim"],
+        depth=sizes["decoder_depth"],
+        heads=sizes["decoder_num_heads"],
+        mlp_ratio=case.weights["neck.decoder_blocks.0.ffn.layers.0.0.weight"].shape[0] / sizes["decoder_embed_dim"],
     )
-    taps = len(sizes["out_indices"])
-    model = MffConfig(mask_ratio=sizes["mask_ratio"], fused_blocks=taps, decoder=decoder).build(encoder, IDENTITY, None)
-    assert model.taps == tuple(index + 1 for index in sizes["out_indices"])
+    blocks = tuple(index + 1 for index in sizes["out_indices"])
+    # Where they are the published rule's, the rule itself is compared.
+    evenly = blocks == spread(sizes["num_layers"], len(blocks))
+    chosen = {"fused_blocks": len(blocks)} if evenly else {"blocks": blocks}
+    method = MffConfig.model_validate({"mask_ratio": sizes["mask_ratio"], "decoder": decoder, **chosen})
+    model = method.build(encoder, IDENTITY, None)
+    assert model.taps == blocks
     return model
 
 

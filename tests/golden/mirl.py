@@ -56,11 +56,13 @@ def _build(case: Case) -> MaskedImageModel:
         heads=sizes["decoder_num_heads"],
         mlp_ratio=sizes["mlp_ratio"],
     )
-    segments = len(sizes["out_indices"]) + 1
-    model = MirlConfig(mask_ratio=sizes["mask_ratio"], segments=segments, decoder=decoder).build(
-        encoder, IDENTITY, None
-    )
-    assert model.taps == (0, *(index + 1 for index in sizes["out_indices"]), sizes["depth"])
+    taps = (*(index + 1 for index in sizes["out_indices"]), sizes["depth"])
+    # Where they cut the encoder evenly, the published rule itself is compared.
+    evenly = taps == tuple(sizes["depth"] * part // len(taps) for part in range(1, len(taps) + 1))
+    chosen = {"segments": len(taps)} if evenly and sizes["depth"] % len(taps) == 0 else {"taps": taps}
+    method = MirlConfig.model_validate({"mask_ratio": sizes["mask_ratio"], "decoder": decoder, **chosen})
+    model = method.build(encoder, IDENTITY, None)
+    assert model.taps == (0, *taps)
     return model
 
 

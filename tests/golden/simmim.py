@@ -13,9 +13,9 @@ from edgemim.models.encoder import TokenMask, unpatchify
 from edgemim.models.normalization import IDENTITY
 from edgemim.models.relative import RelativeEncoder
 from edgemim.models.sizes import RelativeVitConfig
-from tests.golden.case import Case, Comparison
+from tests.golden.case import Case, Comparison, NotCovered
 
-_INDEX = "encoder.rel_pos_bias.relative_position_index"
+_INDEX = "relative_position_index"
 
 
 def compare(case: Case) -> Comparison:
@@ -24,8 +24,10 @@ def compare(case: Case) -> Comparison:
     model = _build(case)
     plan = plan_simmim(case.weights)
     model.load_state_dict(plan.state(case.weights), strict=True)
-    own_index = dict(model.encoder.vit.named_buffers())["rel_pos_bias.relative_position_index"]
-    result.tensor(_INDEX, own_index.view_as(case.weights[_INDEX]), case.weights[_INDEX])
+    own = dict(model.encoder.vit.named_buffers())
+    for name in (name for name in case.weights if name.endswith(_INDEX)):
+        index = own[name.removeprefix("encoder.")]
+        result.tensor(name, index.view_as(case.weights[name]), case.weights[name])
     images = case.inputs["images"]
     mask = TokenMask.of(case.inputs["mask"].flatten(1).bool())
     with torch.no_grad():
@@ -39,6 +41,9 @@ def compare(case: Case) -> Comparison:
 
 def _build(case: Case) -> MaskedImageModel:
     sizes = case.config
+    own, shared = sizes.get("use_rel_pos_bias", False), sizes.get("use_shared_rel_pos_bias", True)
+    if sizes.get("use_mean_pooling") or not (own or shared):
+        raise NotCovered(f"{case.name} without a final norm or without relative positions")
     config = RelativeVitConfig(
         width=sizes["embed_dim"],
         depth=sizes["depth"],
@@ -46,13 +51,16 @@ def _build(case: Case) -> MaskedImageModel:
         patch_size=sizes["patch_size"],
         image_size=sizes["img_size"],
         mlp_ratio=sizes["mlp_ratio"],
-        offsets="shared",
-        absolute_positions=False,
+        offsets={(True, True): "both", (True, False): "block", (False, True): "shared"}[own, shared],
+        absolute_positions=sizes.get("use_abs_pos_emb", False),
         key_bias=False,
-        layer_scale=sizes["init_values"],
+        layer_scale=sizes.get("init_values") or None,
     )
     method = SimMimConfig(mask_ratio=sizes["mask_ratio"], unit=sizes["mask_patch_size"] // sizes["patch_size"])
-    return method.build(RelativeEncoder(config), IDENTITY, None)
+    encoder = RelativeEncoder(config)
+    if encoder.vit.pos_embed is not None:  # theirs are learnt
+        encoder.vit.pos_embed.requires_grad_(True)
+    return method.build(encoder, IDENTITY, None)
 
 
 def _forward(result: Comparison, model: MaskedImageModel, images: Tensor, mask: TokenMask) -> None:

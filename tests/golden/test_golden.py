@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from tests.golden import deepmim, distill, mff, mirl, pixmim, simmim, vit  # noqa: E402
 from tests.golden.__main__ import main  # noqa: E402
-from tests.golden.case import Case, Comparison  # noqa: E402
+from tests.golden.case import Case, Comparison, kind_of  # noqa: E402
 from tests.golden.runners import RUNNERS, run_case  # noqa: E402
 
 torch.set_num_threads(1)
@@ -49,7 +51,7 @@ def test_case_agrees(shared: Path, name: str) -> None:
     assert len(result.lines) >= 3
 
 
-@pytest.mark.parametrize("name", sorted(RUNNERS.keys() - {"layer_decay", "beit_block_mask"}))
+@pytest.mark.parametrize("name", sorted(RUNNERS.keys() - {"beit_block_mask"}))
 def test_nothing_in_a_covered_case_is_left_out(shared: Path, name: str) -> None:
     assert run_case(shared / "golden" / name).left_out == []
 
@@ -205,3 +207,77 @@ def test_a_folder_of_cases_from_the_command_line(shared: Path, tmp_path: Path) -
     assert "2 of 2 covered cases within tolerance, 1 not covered yet" in run.stdout
     damaged(tmp_path / "mae", tmp_path / "worse", "outputs", "latent", 3.0)
     assert main([str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("d_mae", "d_mae"),
+        ("d_mae_w96", "d_mae"),
+        ("d_mae_ext_seed7", "d_mae_ext"),
+        ("mae2", "mae"),
+        ("mae-p8", "mae"),
+        ("vit_rpe_qv_deep", "vit_rpe_qv"),
+        ("hiera_mae_q1", "hiera_mae"),
+        ("maezero", None),
+        ("no_such_mae", None),
+        ("", None),
+    ],
+)
+def test_a_cases_name_may_go_on_behind_what_it_holds(name: str, kind: str | None) -> None:
+    assert kind_of(name, RUNNERS) == kind
+
+
+def test_a_case_of_another_name_is_compared_as_what_it_begins_with(tmp_path: Path, capsys) -> None:
+    shutil.copytree(SMALL, tmp_path / "held_out")
+    facts = json.loads((tmp_path / "held_out" / "case.json").read_text())
+    (tmp_path / "held_out" / "case.json").write_text(json.dumps({**facts, "case": "mae_seed7"}))
+    assert main([str(tmp_path)]) == 0
+    assert "held_out: largest deviation" in capsys.readouterr().out
+
+
+def test_a_parameter_that_nothing_reaches_may_be_stated_with_a_norm_of_zero(tmp_path: Path) -> None:
+    shutil.copytree(SMALL, tmp_path / "mae")
+    facts = json.loads((tmp_path / "mae" / "case.json").read_text())
+    facts["grad_l2_norms"]["frozen.weight"] = 0.0
+    (tmp_path / "mae" / "case.json").write_text(json.dumps(facts))
+    assert main([str(tmp_path / "mae")]) == 0
+
+
+def other_sizes(name: str, **changes: object) -> Case:
+    """A small case with other settings, whose weights are no longer of their sizes: to build a model from."""
+    case = Case.open(CASES / name)
+    return replace(case, facts={**case.facts, "config": {**case.config, **changes}})
+
+
+def test_a_model_is_built_from_what_the_case_says() -> None:
+    """Settings in which no published case differs from the library's own rules or defaults."""
+    fused = mff.build(other_sizes("mff", num_layers=5, out_indices=[1, 2, 4]))
+    assert fused.taps == (2, 3, 5)
+    assert mirl._build(other_sizes("mirl", depth=7, out_indices=[0, 2, 3])).taps == (0, 1, 3, 4, 7)
+    assert deepmim._build(other_sizes("deepmim", depth=9, taps=[2, 5, 9])).taps == (2, 5, 9)
+    bare = simmim._build(other_sizes("simmim_vit", init_values=0, use_rel_pos_bias=True, use_abs_pos_emb=True))
+    assert (bare.encoder.config.offsets, bare.encoder.config.layer_scale) == ("both", None)  # pyright: ignore
+    assert bare.encoder.vit.pos_embed is not None and bare.encoder.vit.pos_embed.requires_grad
+    flags = {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": False, "use_abs_pos_emb": True}
+    assert vit._sizes(other_sizes("vit_finetune", **flags, qkv_bias=True, qv_bias=False)).name == "vit"
+
+
+def test_a_wrappers_mlp_ratio_and_idle_weights_are_read_from_the_case() -> None:
+    case = other_sizes("d_mae", hidden_idx_ext=[], hidden_alpha=0.0)
+    halved = {
+        key: value[: len(value) // 2] if ".mlp.fc1." in key else value[:, ::2] if ".mlp.fc2.weight" in key else value
+        for key, value in case.weights.items()
+    }
+    case = replace(case, weights=halved)
+    model = distill._d_mae(case, distill._teacher(case))
+    assert model.encoder.config.mlp_ratio == 2.0
+    assert {branch.name.split("_")[0] for branch in model.branches} == {"pixel", "attention"}
+
+
+@pytest.mark.parametrize("side", [9, 14, 17])
+def test_a_filter_of_any_side(side: int) -> None:
+    case = other_sizes("pixmim_lowpass", img_size=side, radius=3.5)
+    generator = torch.Generator().manual_seed(0)
+    case = replace(case, inputs={"images": torch.randn(1, 3, side, side, generator=generator)}, outputs={})
+    assert pixmim.compare(case).lines == []

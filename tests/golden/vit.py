@@ -72,6 +72,9 @@ def _sizes(case: Case) -> VitConfig:
     if "use_rel_pos_bias" not in case.config:
         return VitConfig.model_validate(sizes)
     own, shared = case.config["use_rel_pos_bias"], case.config["use_shared_rel_pos_bias"]
+    plain = case.config.get("use_abs_pos_emb") and not (case.config["qv_bias"] or case.config.get("init_values"))
+    if not (own or shared) and plain and case.config["qkv_bias"]:
+        return VitConfig.model_validate(sizes)  # a plain one after all
     if not (own or shared) or not case.config["qkv_bias"]:
         raise NotCovered(f"{case.name} without offsets or biases")
     relative = {

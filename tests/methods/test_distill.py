@@ -195,3 +195,13 @@ def test_hierarchical_layers_that_do_not_match_are_refused() -> None:
         hierarchical(DMaeConfig(teacher_layers=(1,)))
     with pytest.raises(UserError, match="a patch is 4 x 4 tokens after block 1 of the student and 1 x 1 after block 4"):
         hierarchical(DMaeConfig(hidden_student_layers=(1,), hidden_teacher_layers=(4,)))
+
+
+def test_decoupled_hidden_states_stop_before_the_block_that_is_thrown_away(teacher: MaskedTeacher) -> None:
+    method = D2MaeConfig(hidden_student_layers=(0, 3), hidden_teacher_layers=(0, 2))
+    model = method.build(nano_encoder(SIX), NORMALIZATION, teacher)
+    assert blocks(gradients(model, "hidden_3_2")) == {0, 1, 2, 3}
+    with pytest.raises(UserError, match="the student has layers 0 to 5, not 6"):
+        D2MaeConfig(hidden_student_layers=(6,), hidden_teacher_layers=(2,)).build(
+            nano_encoder(SIX), NORMALIZATION, teacher
+        )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tiny_training import NORMALIZATION, pixels
 
-from edgemim.methods.hog import HogTarget
+from edgemim.errors import UserError
+from edgemim.methods.hog import HogTarget, hog_target
 from edgemim.models.encoder import TokenMask
 
 NO_MASK = TokenMask(torch.zeros(1, 16, dtype=torch.bool), torch.arange(16)[None])
@@ -44,3 +46,19 @@ def test_a_step_in_bfloat16_sees_the_same_histograms() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = HogTarget(8).histograms(images)
     assert torch.equal(found, HogTarget(8).histograms(images))
+
+
+def test_smaller_cells_and_other_bins() -> None:
+    """Four cells along a patch's side: each is the histogram of its own pixels, in the order of the cells."""
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 32, 32)
+    target = hog_target(16, bins=6, cells=4)
+    assert target.channels == 3 * 6 * 16
+    labels = target(images, TokenMask(torch.zeros(1, 4, dtype=torch.bool), torch.empty(0))).view(4, 3, 6, 4, 4)
+    cells = HogTarget(4, 6, cells=1).histograms(images)[0]
+    torch.testing.assert_close(labels[3], cells[:, :, 4:, 4:])
+
+
+def test_cells_that_do_not_fill_a_patch_are_refused() -> None:
+    with pytest.raises(UserError, match="cut a patch into 3 x 3 cells; a patch_size of 16 is no multiple of 3"):
+        hog_target(16, cells=3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_training import NORMALIZATION, keys_of, mask_of, nano_encoder, pixels
 
+from edgemim.errors import UserError
 from edgemim.methods.decoders import Fuse
 from edgemim.methods.mae import MaeConfig
 from edgemim.methods.mff import MffConfig, spread
@@ -47,3 +48,22 @@ def test_fusion_starts_uniform_and_the_low_pass_target_combines() -> None:
     painted = model.reconstruct(pixels(2), keys_of(2))
     assert painted is not None
     assert painted[1].shape == (2, 3, 32, 32)
+
+
+def test_blocks_may_be_named_and_those_behind_the_deepest_are_not_trained() -> None:
+    torch.manual_seed(0)
+    model = MffConfig(blocks=(2, 3, 5)).build(nano_encoder(SIX), NORMALIZATION, None)
+    assert model.taps == (2, 3, 5)
+    model.loss(NORMALIZATION.apply(pixels(2)), mask_of(2)).loss.backward()
+    trained = {
+        int(name.split(".")[3])
+        for name, p in model.named_parameters()
+        if ".blocks." in name and p.grad is not None and name.startswith("encoder.vit.")
+    }
+    assert trained == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("blocks", [(3, 1, 6), (0, 2), (2, 2, 6), (1, 7)])
+def test_blocks_out_of_order_or_of_the_encoder_are_refused(blocks: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"'blocks' .* must rise and lie within the encoder's blocks 1 to 6"):
+        MffConfig(blocks=blocks).check(SIX)

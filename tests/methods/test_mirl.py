@@ -115,3 +115,23 @@ def test_depths_without_segments_are_refused() -> None:
         build(5)
     with pytest.raises(UserError, match=r"take one of \[2, 6\]"):
         build(6, segments=4)
+
+
+def test_segments_of_unequal_length_may_be_named() -> None:
+    model = build(depth=7, taps=(1, 3, 4, 7))
+    assert model.taps == (0, 1, 3, 4, 7)
+    assert [branch.weight for branch in model.branches] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"taps": (2, 4, 6)}, "even number of blocks"),
+        ({"taps": (2, 5)}, "ends with the encoder's last, 6"),
+        ({"taps": (2, 6), "segments": 4}, "agree with 'segments'"),
+        ({"taps": (4, 2)}, "must rise"),
+    ],
+)
+def test_taps_that_make_no_pairs_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(**options)

@@ -11,7 +11,7 @@ from edgemim.models.convert.mae import FIXED_TABLE, decoder_step
 from edgemim.models.convert.plain import encoder_step
 from edgemim.models.convert.plan import Drop, Move, Plan, make_plan
 
-_NUMBERED = re.compile(r"(decoder_(?:blocks|embed|norm|pred)|mask_token)(\d)(?=\.|$)")
+_NUMBERED = re.compile(r"(decoder_(?:blocks|embed|norm|pred)|mask_token)(\d+)(?=\.|$)")
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 

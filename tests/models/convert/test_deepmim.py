@@ -33,3 +33,9 @@ def test_the_released_class_reads_blocks_6_8_10_and_the_last() -> None:
 def test_a_fifth_decoder_is_unknown() -> None:
     with pytest.raises(UserError, match="mask_token5"):
         plan_deepmim({**weights_of("deepmim"), "mask_token5": torch.zeros(1)})
+
+
+def test_more_than_nine_decoders_have_numbers_of_two_digits() -> None:
+    taps = tuple(range(1, 13))
+    names = plan_deepmim({f"mask_token{i}": torch.zeros(1) for i in taps}, taps).moves
+    assert names["mask_token12"].name == "decoders.block_12.mask_token"
