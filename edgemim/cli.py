@@ -26,7 +26,7 @@ VERBS = {
     "pretrain": Verb("pretrain", "PretrainConfig", "pretrain", "pre-train an encoder on unlabelled images"),
     "finetune": Verb("finetune", "FinetuneConfig", "finetune", "fine-tune a pre-trained encoder on labelled images"),
     "evaluate": Verb("evaluate", "EvaluateConfig", "evaluate", "accuracy, or mIoU, and confusion of a fine-tuned run"),
-    "probe": Verb("probe", "ProbeConfig", "probe", "k-NN accuracy of frozen features"),
+    "probe": Verb("probe", "ProbeConfig", "probe", "k-NN or linear accuracy of frozen features"),
     "analyze token-diversity": Verb(
         "analyze", "TokenDiversityConfig", "token_diversity", "how diverse the tokens of teachers are (Img2Vec)"
     ),

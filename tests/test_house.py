@@ -24,7 +24,6 @@ TESTED_ELSEWHERE = {
     "errors.py": "exit codes, in tests/test_cli.py",
     "commands/pretrain.py": "whole runs, in tests/test_journey.py and tests/faults",
     "commands/evaluate.py": "whole runs, in tests/test_journey.py",
-    "commands/probe.py": "whole runs, in tests/test_journey.py",
     "data/workers.py": "deaths, hangs and signals of workers, in tests/data/test_loader.py with the loader they serve",
 }
 

@@ -135,7 +135,9 @@ def plot_attention(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Figu
         axes.set_xticks(_ticks(depth))
         axes.set_xlabel("block", fontsize=9)
         axes.set_ylabel(kind.title, fontsize=9)
-        axes.set_ylim(bottom=0)
+        # From zero, with room for the dots at the top.
+        largest = max(max(block[kind.name]["heads"]) for blocks in found.values() for block in blocks.values())
+        axes.set_ylim(0, 1.08 * largest if largest > 0 else 1)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(3, len(labels)), frameon=False, fontsize=8.5)
     return figure

@@ -1,15 +1,16 @@
-"""`edgemim probe`: what a frozen encoder's features are worth, by k-nearest neighbours."""
+"""`edgemim probe`: what a frozen encoder's features are worth, by k-nearest neighbours or a linear classifier."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
 import tyro
 
 from edgemim.analysis.knn import extract_features, knn_accuracy
+from edgemim.analysis.linear_probe import OptimizerName, ProbeSettings, linear_probe, sorted_rates
 from edgemim.config import Config
 from edgemim.data.loader import eval_loader
 from edgemim.edge.images import Preprocessing
@@ -22,7 +23,11 @@ from edgemim.training.distributed import pick_device
 
 
 class ProbeConfig(Config):
-    """k-NN accuracy of the mean-pooled patch tokens of a pre-trained encoder, at any block."""
+    """Accuracy of the mean-pooled patch tokens of a pre-trained encoder, at any block, by k-NN or a linear classifier.
+
+    The linear one tries learning rates on a part of the training images and trains again with the best; over seeds.
+    Example: edgemim probe runs/pretrain --data photos/ --probe linear --blocks 2 4
+    """
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """Folder of a pre-training run; default the newest."""
@@ -32,8 +37,20 @@ class ProbeConfig(Config):
     """Images that are classified; else val/ beside train/, else a share of the data."""
     val_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
     """Share of each class that is classified where there is no val folder."""
-    blocks: tuple[int, ...] = ()
+    probe: Literal["knn", "linear", "both"] = "knn"
+    """k-nearest neighbours, a linear classifier, or both on the same features."""
+    blocks: Annotated[tuple[int, ...], tyro.conf.arg(aliases=("--block",))] = ()
     """Blocks to probe, 1 is the first; default the last."""
+    optimizer: OptimizerName = "adamw"
+    """Of the linear classifier: AdamW, or LARS with momentum 0.9."""
+    rates: tuple[Annotated[float, pydantic.Field(gt=0)], ...] = ()
+    """Learning rates of the sweep; default six from 1e-4 to 3e-2 (LARS: 0.03 to 10)."""
+    epochs: int = pydantic.Field(default=50, ge=1)
+    """Passes of the linear classifier over the features."""
+    weight_decay: float = pydantic.Field(default=0.0, ge=0)
+    """Of the linear classifier."""
+    seeds: int = pydantic.Field(default=3, ge=1)
+    """Linear classifiers, each with its own split of the training images, start and order: SEED, SEED + 1, ..."""
     k: int = pydantic.Field(default=20, ge=1)
     """Neighbours that vote."""
     temperature: float = pydantic.Field(default=0.07, gt=0)
@@ -47,7 +64,7 @@ class ProbeConfig(Config):
     device: str = "auto"
     """auto, cpu or cuda."""
     seed: int = pydantic.Field(default=0, ge=0)
-    """Seed of the held-out share."""
+    """Seed of the held-out share and first of the linear classifiers."""
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
@@ -79,9 +96,13 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             found.append(extract_features(encode, loader, device))
         (bank, bank_labels), (queries, query_labels) = found
         for block, known, asked in zip(blocks, bank.split(widths, 1), queries.split(widths, 1), strict=True):
-            accuracy = _accuracy(known, bank_labels, asked, query_labels, config)
-            record.results[f"knn_top1_block{block}"] = accuracy
-            print(f"block {block}: k-NN top-1 {accuracy:.2f} % ({len(bank)} labelled, {len(queries)} classified)")
+            print(f"block {block}, {len(bank)} labelled, {len(queries)} classified")
+            if config.probe != "linear":
+                accuracy = _accuracy(known, bank_labels, asked, query_labels, config)
+                record.results[f"knn_top1_block{block}"] = accuracy
+                print(f"  k-NN top-1 {accuracy:.2f} %")
+            if config.probe != "knn":
+                _linear(block, (known, bank_labels, asked, query_labels), config, record)
         record.results.update(run=str(run), bank=len(bank), queries=len(queries), held_out=data.held_out)
     print(f"next: edgemim finetune --init {run} --data {config.data}")
     return record.results
@@ -94,3 +115,23 @@ def _accuracy(
         return knn_accuracy(bank, labels, queries, wanted, k=config.k, temperature=config.temperature)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _linear(block: int, data: tuple[torch.Tensor, ...], config: ProbeConfig, record: RunRecord) -> None:
+    """Train linear classifiers on one block's features; the result goes into the record."""
+    settings = ProbeSettings(
+        optimizer=config.optimizer,
+        rates=sorted_rates(config.rates, config.optimizer),
+        epochs=config.epochs,
+        weight_decay=config.weight_decay,
+        seeds=tuple(range(config.seed, config.seed + config.seeds)),
+    )
+    found = linear_probe(*data, settings=settings)
+    record.results[f"linear_top1_block{block}"] = found.mean
+    record.results[f"linear_block{block}"] = found.as_dict()
+    chosen = ", ".join(f"{rate:g}" for rate in sorted(set(found.rates)))
+    print(
+        f"  linear top-1 {found.mean:.2f} ± {found.deviation:.2f} % over {config.seeds} seeds (learning rate {chosen})"
+    )
+    if found.at_the_edge:
+        record.warn(f"block {block}: learning rates {chosen} were chosen, one at an end of the sweep; widen --rates")
