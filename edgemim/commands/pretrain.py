@@ -90,6 +90,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     cache = None if config.teacher_cache is None else config.teacher_cache.absolute()
     config = config.model_copy(update={"data": data, "teacher_cache": cache})
     config.method.check(config.encoder)
+    _check_composition(config)
     _check_cache(config)
     with open_world(config.device) as world:
         splits = find_splits(data)
@@ -138,6 +139,18 @@ def build_teacher(config: PretrainConfig, device: torch.device) -> nn.Module | N
     if config.teacher is None:
         return None
     return config.method.build_teacher(config.teacher, config.encoder).to(device)
+
+
+def _check_composition(config: PretrainConfig) -> None:
+    """Refuse what cannot be composed before any image is looked for. Raises UserError.
+
+    A given teacher is only loaded later, by `build_teacher`, and only then meets its student.
+    """
+    if config.teacher is None:
+        with torch.device("meta"):
+            config.method.build(build_encoder(config.encoder), Normalization(config.mean, config.std), None)
+    elif config.method.teacher_kind == "none":
+        config.method.build_teacher(config.teacher, config.encoder)
 
 
 def _check_cache(config: PretrainConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,7 +108,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return find_tensors(load_file(path), path)
         if path.suffix in (".pdparams", ".pkl"):
             return find_tensors(read_arrays(path), path)
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a pickle's protocol, with advice to report it to torch
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise

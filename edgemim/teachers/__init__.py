@@ -3,8 +3,9 @@
 from typing import Annotated
 
 import pydantic
+import timm
 
-from edgemim.config import Presets
+from edgemim.config import Presets, suggest
 from edgemim.teachers.checkpoint import CheckpointTeacher
 from edgemim.teachers.efficientnet_lite import EfficientNetLiteTeacher
 from edgemim.teachers.masked import MaskedTeacher, masked_teacher
@@ -22,9 +23,12 @@ class TeacherPresets(Presets):
 
     def pick(self, value: object) -> object:
         """Replace a preset's or a timm model's name by its config. Raises ValueError on an unknown name."""
-        if isinstance(value, str) and value not in self.table and is_timm_name(value):
+        if not isinstance(value, str) or value in self.table or value.endswith((".yaml", ".yml")):
+            return super().pick(value)
+        if is_timm_name(value):
             return TimmTeacher(model=value)
-        return super().pick(value)
+        near = suggest(value, [*self.table, *timm.list_models()])
+        raise ValueError(f"unknown name {value!r}{near}; known: {self.names.removeprefix('one of ')}")
 
 
 TeacherConfig = Annotated[

@@ -21,6 +21,16 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["pretrain", "--data", "IMAGES", "--method", "mea"], ["unknown name 'mea'", "did you mean 'mae'"]),
     (["pretrain", "--data", "IMAGES", "--encoder", "vit_tyni"], ["unknown name 'vit_tyni'", "vit_tiny"]),
     (["pretrain", "--data", "IMAGES", "--method"], ["--method needs a value"]),
+    # What does not compose is refused before an image is looked for.
+    (["pretrain", "--data", "no/such", "--method", "d_mae"], ["method d_mae needs", "--teacher checkpoint"]),
+    (["pretrain", "--data", "no/such", "--method", "img2vec"], ["method img2vec needs a teacher"]),
+    (["pretrain", "--data", "no/such", "--method", "beit"], ["method beit needs a tokenizer"]),
+    (["pretrain", "--data", "no/such", "--teacher", "resnet18"], ["method mae has no teacher"]),
+    (
+        ["pretrain", "--data", "no/such", "--teacher", "resnt50"],
+        ["'resnt50'", "did you mean 'resnet50'", "model of timm"],
+    ),
+    (["pretrain", "--data", "no/such", "--method.mask-ratio", "0.999"], ["leaves none of 16 patches visible"]),
     (["pretrain", "--data", "IMAGES", "--epochs", "-1"], ["epochs", "greater than 0"]),
     (["pretrain", "--data", "IMAGES", "--batch-size", "1000"], ["batch_size 1000", "64 images"]),
     (["pretrain", "--data", "IMAGES", "--batch-size", "9", "--accumulate", "2"], ["does not divide", "multiple of 2"]),

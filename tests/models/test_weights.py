@@ -146,7 +146,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.filterwarnings("error")
 def test_a_damaged_file_is_told_from_a_refused_one(tmp_path: Path) -> None:
     """Without torch's own sentences, which advise reading the file as code."""
     torch.save({"model": {"w": torch.ones(500)}}, tmp_path / "cut.pth")
