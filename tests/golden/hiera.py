@@ -33,7 +33,9 @@ def compare_mae(case: Case) -> Comparison:
     result = Comparison(case)
     teacher = _teacher(case)
     model = _model(case, teacher)
-    plan = plan_hiera(case.weights, tuple(case.config["tch_attn_idx"]))
+    # The study names the last layer first; the adapters' names go by the student's.
+    pairs = sorted(zip(case.config["attn_idx"], case.config["tch_attn_idx"], strict=True))
+    plan = plan_hiera(case.weights, tuple(taught for _, taught in pairs))
     model.load_state_dict(plan.state(case.weights), strict=True)
     images, config = case.inputs["images"], _encoder(model).config
     units = mask_by_noise(case.inputs["noise"], case.config["mask_ratio"])
