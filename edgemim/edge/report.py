@@ -218,18 +218,22 @@ def plot_latency(rows: Mapping[str, tuple[float, float, float]], *, unit: str = 
 
 
 def plot_confusion(counts: np.ndarray, labels: Sequence[str]) -> Figure:
-    """Counts [true, predicted], each row shaded by its share; numbers are written where they fit (up to 30 classes)."""
+    """Counts [true, predicted], each row shaded by its share; numbers are written where they fit (up to 30 classes),
+    as percent of the row where counts are long (pixels)."""
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = float(np.clip(1.6 + 0.36 * len(labels), 3.5, 11))
     figure, axes = _frame(side + 0.6, side)
     axes.grid(visible=False)
-    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    # Cells need not be square: with a fixed aspect, long class names push the axis label out of the picture.
+    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    long = counts.max(initial=0) >= 10_000
     if len(labels) <= 30:
         for row, line in enumerate(counts):
             for col, count in enumerate(line):
                 shade = "white" if share[row, col] > 0.55 else "#333333"
                 if count:
-                    axes.text(col, row, f"{int(count)}", ha="center", va="center", fontsize=7, color=shade)
+                    text = f"{100 * share[row, col]:.0f}%" if long else f"{int(count)}"
+                    axes.text(col, row, text, ha="center", va="center", fontsize=7, color=shade)
         axes.set_xticks(range(len(labels)), list(labels), rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(labels)), list(labels))
     axes.set(xlabel="predicted", ylabel="true")
