@@ -23,7 +23,7 @@ from edgemim.tasks.task import stratified_split
 
 OptimizerName = Literal["adamw", "lars"]
 RATES: dict[OptimizerName, tuple[float, ...]] = {
-    "adamw": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "adamw": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
     "lars": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
 }
 _LARGEST_BATCH, _LEAST_BATCH, _STEPS = 256, 16, 8

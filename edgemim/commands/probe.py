@@ -44,7 +44,7 @@ class ProbeConfig(Config):
     optimizer: OptimizerName = "adamw"
     """Of the linear classifier: AdamW, or LARS with momentum 0.9."""
     rates: tuple[Annotated[float, pydantic.Field(gt=0)], ...] = ()
-    """Learning rates of the sweep; default six from 1e-4 to 3e-2 (LARS: 0.03 to 10)."""
+    """Learning rates of the sweep; default eight from 3e-4 to 1 (LARS: six, 0.03 to 10)."""
     epochs: int = pydantic.Field(default=50, ge=1)
     """Passes of the linear classifier over the features."""
     weight_decay: float = pydantic.Field(default=0.0, ge=0)

@@ -35,7 +35,7 @@ def test_it_is_as_good_as_logistic_regression() -> None:
     assert 60 < expected < 97
     assert abs(found.mean - expected) < 2.0
     assert found.deviation < 2.0 and len(found.top1) == 3
-    assert len(found.sweep) == 6 and set(found.rates) <= set(found.sweep)
+    assert len(found.sweep) == 8 and set(found.rates) <= set(found.sweep)
 
 
 def test_the_rate_is_chosen_on_the_split_of_train_alone() -> None:
