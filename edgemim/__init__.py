@@ -23,6 +23,8 @@ _PUBLIC = {
     "CkaConfig": "edgemim.commands.analyze_cka",
     "attention": "edgemim.commands.analyze_attention",
     "AttentionConfig": "edgemim.commands.analyze_attention",
+    "effective_rank": "edgemim.commands.analyze_rank",
+    "EffectiveRankConfig": "edgemim.commands.analyze_rank",
     "convert": "edgemim.commands.convert",
     "ConvertConfig": "edgemim.commands.convert",
     "cost": "edgemim.commands.cost",

@@ -34,6 +34,9 @@ VERBS = {
     "analyze attention": Verb(
         "analyze_attention", "AttentionConfig", "attention", "how far, broadly and selectively heads look"
     ),
+    "analyze effective-rank": Verb(
+        "analyze_rank", "EffectiveRankConfig", "effective_rank", "how many directions tokens take, block by block"
+    ),
     "cost": Verb("cost", "CostConfig", "cost", "arithmetic, memory and hours of a recipe, before it is run"),
     "export": Verb("export", "ExportConfig", "export_model", "make a checked ONNX artifact of a run"),
     "quantize": Verb("quantize", "QuantizeConfig", "quantize", "add a checked INT8 model to an artifact"),
