@@ -135,10 +135,6 @@ def _no_fit(name: str, grid: tuple[int, int], input_size: int, fits: list[Fit]) 
     )
 
 
-def _remedy(fit: Fit) -> str:
-    return "set another 'teacher.stage' or 'teacher.input_size', or choose another teacher or encoder size"
-
-
 def _cells(grid: tuple[int, ...]) -> str:
     return "×".join(map(str, grid))
 

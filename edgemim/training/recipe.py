@@ -31,7 +31,8 @@ class TrainingConfig(Config):
     """Images of one optimizer step, over all processes and accumulated parts."""
     accumulate: int = pydantic.Field(default=1, ge=1)
     """Parts that a step is computed in, to fit memory; the result is that of the whole batch (but for statistics that a
-    method takes over a part, such as those that standardise a teacher's channels)."""
+    method takes over a part, such as those that standardise a teacher's channels, and MoCo-v3, which compares images
+    within a part)."""
     base_lr: float = pydantic.Field(default=1.5e-4, gt=0)
     """Peak learning rate for a batch of 256; scaled linearly with the batch size."""
     min_lr: float = pydantic.Field(default=0.0, ge=0)
