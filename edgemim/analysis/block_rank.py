@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from edgemim.analysis.token_diversity import KINDS, Diversity, Spread, effective_rank, token_diversity
@@ -54,20 +54,20 @@ def measure_layers(layers: Callable[[], Iterable[Sequence[Float[Tensor, "b n c"]
 
 
 def plot_layers(found: Mapping[str, Sequence[Diversity]]) -> Figure:
-    """Lines through the layers, dashed as the features are, solid centred; bands are the deviation over images."""
+    """Lines through the layers' means over images, dashed as the features are, solid centred."""
     figure = Figure(figsize=(9.2, 3.6), layout="constrained")
     titles = {"effective_rank": "effective rank of an image's tokens", "diversity": "token diversity (1 - mean cosine)"}
     for axes, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for index, (subject, layers) in enumerate(found.items()):
             for kind, style in zip(KINDS, ("--", "-"), strict=True):
                 spreads = [getattr(layer, name)[kind] for layer in layers]
-                mean, sd = np.asarray([s.mean for s in spreads]), np.asarray([s.sd for s in spreads])
-                colour, xs = COLOURS[index % len(COLOURS)], np.arange(len(layers))
-                axes.plot(xs, mean, style, color=colour, linewidth=1.6, label=f"{subject}, {kind}")
-                axes.fill_between(xs, mean - sd, mean + sd, color=colour, alpha=0.1, linewidth=0)
+                mean, colour = [spread.mean for spread in spreads], COLOURS[index % len(COLOURS)]
+                axes.plot(range(len(mean)), mean, style, color=colour, linewidth=1.6, label=f"{subject}, {kind}")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
         axes.tick_params(labelsize=8.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("layer (of a transformer: after block, 0 the embeddings)", fontsize=9)
         axes.set_ylabel(title, fontsize=9)
         axes.set_ylim(bottom=0)
