@@ -30,7 +30,7 @@ from edgemim.methods.beit import BeitConfig
 from edgemim.models.normalization import Normalization
 from edgemim.models.sizes import EncoderConfig, VitConfig
 from edgemim.models.weights import encoder_of
-from edgemim.run import RUNS, RunRecord, prepare_folder, write_text
+from edgemim.run import RUNS, RunRecord, prepare_folder, read_record, write_text
 from edgemim.tasks.classification import ClassificationTask, build_model
 from edgemim.teachers import TeacherConfig
 from edgemim.training.distributed import pick_device
@@ -112,6 +112,11 @@ def open_recipe(config: CostConfig) -> Recipe:
 def read_recipe(path: Path) -> Recipe:
     """A recipe of pretrain or finetune, told apart by their keys, from a YAML file or a run's folder. Raises UserError."""
     if path.is_dir():
+        verb = read_record(path).get("verb", "pretrain")
+        if verb not in ("pretrain", "finetune"):
+            raise UserError(
+                f"{path} is a folder of `edgemim {verb}`, which trains nothing; give --method and --encoder"
+            )
         path = path / "config.yaml"
     data = read_mapping(path)
     only = {

@@ -87,7 +87,10 @@ def load_weights(
         else:
             faults.append(f"{key} is unknown to the model")
     new = [key for key in own if key not in used]
-    faults += [f"{key} is missing" for key in new if not (may_miss and key.startswith(may_miss))]
+    reported = weights.keys() - set(dropped)
+    faults += [
+        f"{key} is missing" for key in new if key not in reported and not (may_miss and key.startswith(may_miss))
+    ]
     if faults:
         more = f" (and {len(faults) - 4} more)" if len(faults) > 4 else ""
         raise UserError(f"weights do not fit: {'; '.join(faults[:4])}{more}; check that the encoder's size is the same")

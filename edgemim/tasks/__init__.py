@@ -37,7 +37,8 @@ def load_task(run: Path, *, data: Path | None = None, val: Path | None = None) -
     facts = read_facts(run)
     builders = {ClassificationTask.task_name: _classification, SegmentationTask.task_name: _segmentation}
     if facts["kind"] not in builders:
-        raise UserError(f"{run} holds a {facts['kind']}, not a fine-tuned model; run `edgemim finetune` on it first")
+        found = "an encoder" if facts["kind"] == "encoder" else f"a {facts['kind']}"
+        raise UserError(f"{run} holds {found}, not a fine-tuned model; run `edgemim finetune` on it first")
     try:
         labels = tuple(facts["labels"])
         preprocessing = Preprocessing.model_validate(facts["preprocessing"])

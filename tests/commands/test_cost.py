@@ -59,6 +59,13 @@ def slow_if_deep(recipe: Path) -> Any:
     return pytest.param(recipe, id=name, marks=[pytest.mark.slow] if deep else [])
 
 
+def test_a_folder_of_another_verb_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"verb": "convert"}')
+    (tmp_path / "config.yaml").write_text("keep_head: false\n")
+    with pytest.raises(UserError, match="a folder of `edgemim convert`, which trains nothing"):
+        read_recipe(tmp_path)
+
+
 @pytest.mark.parametrize("recipe", map(slow_if_deep, OWN))
 def test_every_recipe_is_counted_and_says_its_cost(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

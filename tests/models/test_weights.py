@@ -146,6 +146,16 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
+def test_a_tensor_of_another_shape_is_named_once() -> None:
+    model = torch.nn.Linear(3, 2)
+    weights = {"weight": torch.zeros(4, 3), "bias": torch.zeros(2)}
+    with pytest.raises(UserError, match=r"weight has shape \(4, 3\), the model wants \(2, 3\); check") as caught:
+        load_weights(model, weights)
+    assert "missing" not in str(caught.value)
+    with pytest.raises(UserError, match="weight is missing"):
+        load_weights(model, weights, may_drop=("weight",))
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_damaged_file_is_told_from_a_refused_one(tmp_path: Path) -> None:
     """Without torch's own sentences, which advise reading the file as code."""

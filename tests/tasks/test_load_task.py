@@ -84,7 +84,7 @@ def test_timm_networks_open_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"kind": "encoder"}, "holds an? encoder"),
+        ({"kind": "encoder"}, "holds an encoder"),
         ({"labels": None}, "does not describe"),
         ({"architecture": {"vit": {"width": 7}}}, "does not describe"),
         ({"architecture": {}}, "does not describe"),

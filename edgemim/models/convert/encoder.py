@@ -85,6 +85,7 @@ def convert_weights(family: Family, weights: Mapping[str, Tensor], heads: int | 
             sizes that make no encoder.
     """
     check_family(weights, family.name)
+    _check_finite(weights)
     plan = family.plan(weights)
     tensors = {key: value.float() for key, value in plan.state(weights, ENCODER).items()}
     config, notes = (_hierarchical_sizes if family.hierarchical else infer_sizes)(tensors, family, heads)
@@ -99,6 +100,13 @@ def convert_weights(family: Family, weights: Mapping[str, Tensor], heads: int | 
         notes.append(f"position table: {describe_positions(tensors['pos_embed'], config)}")
     fates = tuple(_fate(plan, key, value) for key, value in weights.items())
     return Converted(family, encoder.eval(), classifier, fates, report.new, tuple(notes))
+
+
+def _check_finite(weights: Mapping[str, Tensor]) -> None:
+    broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        more = f" and {len(broken) - 4} more" if len(broken) > 4 else ""
+        raise UserError(f"holds numbers that are not finite (in {', '.join(broken[:4])}{more}): a damaged file")
 
 
 def infer_sizes(tensors: Mapping[str, Tensor], family: Family, heads: int | None) -> tuple[VitConfig, list[str]]:

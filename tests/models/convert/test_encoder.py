@@ -163,6 +163,11 @@ def test_half_precision_becomes_single() -> None:
     assert all(value.dtype == torch.float32 for value in found.encoder.state_dict().values())
 
 
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(UserError, match=r"not finite \(in blocks\.1\.norm1\.weight\): a damaged file"):
+        converted("mae", "mae", **{"blocks.1.norm1.weight": torch.full((16,), float("nan"))})
+
+
 @pytest.mark.parametrize(
     ("lost", "words"),
     [
