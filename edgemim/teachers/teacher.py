@@ -84,7 +84,8 @@ def intermediate_options(model: nn.Module, fit: Fit) -> dict[str, Any]:
     """Keywords of timm's `forward_intermediates` for one stage's map as [b, c, rows, columns]."""
     options: dict[str, Any] = {"indices": [fit.stage], "stop_early": True, "intermediates_only": True}
     # Hiera takes the keyword and refuses it.
-    if fit.last and not isinstance(model, Hiera) and "norm" in inspect.signature(model.forward_intermediates).parameters:  # pyright: ignore
+    keywords = inspect.signature(model.forward_intermediates).parameters  # pyright: ignore[reportArgumentType]
+    if fit.last and not isinstance(model, Hiera) and "norm" in keywords:
         options["norm"] = True
     return options
 
