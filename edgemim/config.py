@@ -78,7 +78,8 @@ def _unknown(name: object, known: Iterable[str]) -> str:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return ' (did you mean X?)' for the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    # The same word is known elsewhere, a level higher or lower: to repeat it would help nobody.
+    close = difflib.get_close_matches(word, [other for other in known if other != word], n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 

@@ -126,9 +126,10 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def prepare_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+def prepare_folder(folder: Path, *, overwrite: bool = False, resume: bool = False, resumable: bool = False) -> None:
     """Make an output folder ready; an old result is neither lost nor mixed with a new one.
 
+    `resume` goes on in a folder that holds something; `resumable` says that the verb has a --resume to ask for that.
     Raises UserError if the folder holds something and neither `overwrite` nor `resume` is set, or cannot be written.
     """
     try:
@@ -139,7 +140,8 @@ def prepare_folder(folder: Path, *, overwrite: bool = False, resume: bool = Fals
         if content and overwrite and not resume:
             _remove_content(folder, content)
         elif content and not resume:
-            raise UserError(f"{folder} is not empty; give another --out, --resume to go on, or --overwrite to lose it")
+            go_on = " --resume to go on," if resumable else ""
+            raise UserError(f"{folder} is not empty; give another --out,{go_on} or --overwrite to lose what is in it")
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
         probe.touch()

@@ -316,6 +316,7 @@ def test_help_shows_every_field_its_meaning_and_the_names(capsys: pytest.Capture
 def test_suggestions() -> None:
     assert suggest("epocs", ["epochs", "seed"]) == " (did you mean 'epochs'?)"
     assert suggest("zzz", ["epochs", "seed"]) == ""
+    assert suggest("epochs", ["epochs", "seed"]) == ""
 
 
 def test_a_config_is_frozen_and_keyword_only() -> None:

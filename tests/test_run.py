@@ -124,6 +124,8 @@ def old_run(folder: Path) -> Path:
 def test_an_old_result_is_neither_lost_nor_mixed(tmp_path: Path) -> None:
     run = old_run(tmp_path / "run")
     with pytest.raises(UserError, match=r"not empty; .*--resume.*--overwrite"):
+        prepare_folder(run, resumable=True)
+    with pytest.raises(UserError, match=r"not empty; give another --out, or --overwrite"):
         prepare_folder(run)
     prepare_folder(run, resume=True)
     prepare_folder(run, resume=True, overwrite=True)  # going on never deletes

@@ -158,8 +158,7 @@ def _check_cache(config: PretrainConfig) -> None:
     if config.teacher_cache is None:
         return
     if config.teacher is None or config.method.teacher_kind != "features":
-        depends = "it has no teacher" if config.method.teacher_kind == "none" else "its target depends on the mask"
-        reason = "no --teacher is given" if config.teacher is None else depends
+        reason = "it has no teacher" if config.teacher is None else "its target depends on the mask"
         raise UserError(
             f"--teacher-cache keeps features of whole images, which method {config.method.name} does not read here: "
             f"{reason}; leave it out, or give --method feature_distill --teacher NAME"

@@ -43,7 +43,8 @@ def open_run_folder(verb: str, config: TrainingConfig, world: World) -> tuple[Pa
         if folder.is_file():
             raise UserError(f"{folder} is a file; give --out a folder")
         held.append(FolderLock(folder))
-        prepare_folder(folder, overwrite=config.overwrite and not _own(folder), resume=config.resume or _own(folder))
+        mine = _own(folder)
+        prepare_folder(folder, overwrite=config.overwrite and not mine, resume=config.resume or mine, resumable=True)
         if (job := job_name()) is not None:
             write_text(folder / _JOB, job + "\n")
 

@@ -250,7 +250,8 @@ def test_an_old_run_is_not_lost_unasked(mae_file: Path, tmp_path: Path, capsys) 
     words = [str(mae_file), "--from", "mae", "--heads", "2", "--out", str(tmp_path / "run")]
     assert main(["convert", *words]) == 0
     capsys.readouterr()
-    assert "is not empty" in refused(capsys, *words)
+    message = refused(capsys, *words)
+    assert "is not empty" in message and "--overwrite" in message and "--resume" not in message
     assert main(["convert", *words, "--overwrite"]) == 0
 
 

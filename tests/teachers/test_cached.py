@@ -217,8 +217,9 @@ def test_runs_from_the_command_line(photos: Path, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--method", "feature_distill"], "no --teacher is given"),
-        (["--method", "mae", "--teacher", "efficientnet_lite0"], "it has no teacher"),
+        (["--method", "feature_distill"], "needs a teacher"),
+        (["--method", "mae", "--teacher", "efficientnet_lite0"], "mae has no teacher"),
+        (["--method", "mae"], "method mae does not read here: it has no teacher"),
         (["--method", "d_mae", "--teacher", "vit_tiny_patch16_224"], "its target depends on the mask"),
         (
             ["--method", "img2vec", "--teacher", "efficientnet_lite0"],
