@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
-from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +98,7 @@ def _next(batches: Iterator[Any], workers: list[BaseProcess], timeout_s: float) 
             return next(batches)
         except (RuntimeError, OSError, EOFError) as error:
             if not isinstance(error, RuntimeError):
-                # A connection to a worker broke: it may still be dying.
-                wait([worker.sentinel for worker in workers], timeout=1)
+                _await_a_death(workers)
             _refuse_dead(workers)
             if not str(error).startswith("DataLoader timed out"):
                 raise
@@ -112,6 +110,13 @@ def _next(batches: Iterator[Any], workers: list[BaseProcess], timeout_s: float) 
                     f"no batch for {waited_s:.0f} s from the data-loading workers (pid {names}): is the storage hanging? "
                     "Check it, then resume the run"
                 ) from error
+
+
+def _await_a_death(workers: list[BaseProcess], at_most_s: float = 5.0) -> None:
+    """A connection to a worker broke: it is dying. Its files, its sentinel among them, close before it can be reaped."""
+    deadline = time.monotonic() + at_most_s
+    while all(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _refuse_dead(workers: list[BaseProcess]) -> None:

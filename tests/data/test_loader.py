@@ -21,7 +21,7 @@ from PIL import Image
 from edgemim.data.folders import scan_folder
 from edgemim.data.loader import build_loader, epoch_order, eval_loader, sample_key
 from edgemim.data.transforms import FinetuneTransform, PretrainTransform
-from edgemim.data.workers import WorkerError
+from edgemim.data.workers import WorkerError, _next
 from edgemim.edge.images import Preprocessing, load_image
 from edgemim.errors import UserError
 
@@ -313,6 +313,24 @@ def test_a_killed_worker_is_named_within_seconds(pictures, tmp_path, number):
         deque(batches)
     assert time.monotonic() - started < 10
     assert psutil.Process().children() == []
+
+
+def test_a_worker_that_cannot_be_reaped_yet_is_still_named():
+    """Its connection breaks first: a killed process closes its files some time before its parent sees it dead."""
+    dead_at = time.monotonic() + 1.5
+
+    class Dying:
+        pid, exitcode = 4321, -signal.SIGKILL
+
+        def is_alive(self):
+            return time.monotonic() < dead_at
+
+    def broken():
+        raise ConnectionResetError(104, "Connection reset by peer")
+        yield
+
+    with pytest.raises(WorkerError, match="pid 4321.*SIGKILL"):
+        _next(broken(), [Dying()], timeout_s=30)
 
 
 def test_a_worker_killed_while_it_is_waited_for(pictures, tmp_path):
