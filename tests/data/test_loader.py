@@ -329,7 +329,7 @@ def test_a_worker_that_cannot_be_reaped_yet_is_still_named():
         raise ConnectionResetError(104, "Connection reset by peer")
         yield
 
-    with pytest.raises(WorkerError, match="pid 4321.*SIGKILL"):
+    with pytest.raises(WorkerError, match=r"pid 4321.*SIGKILL"):
         _next(broken(), [Dying()], timeout_s=30)
 
 
