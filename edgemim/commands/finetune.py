@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pydantic
-import timm
 import torch
-from torch import nn
 
 from edgemim.analysis.accuracy import AccuracyReport, evaluate_classifier
+from edgemim.commands.fit import fit
+from edgemim.commands.initial import Start, build_start, find_start
 from edgemim.commands.segmentation.train import finetune_segmentation
-from edgemim.data.loader import build_loader, eval_loader, steps_per_epoch
+from edgemim.data.loader import BatchStream, build_loader, eval_loader, steps_per_epoch
 from edgemim.data.transforms import FinetuneTransform
 from edgemim.edge.images import Preprocessing
 from edgemim.edge.report import plot_confusion, save_figure
 from edgemim.errors import UserError
-from edgemim.models.build import parse_encoder
-from edgemim.models.relative import from_plain
-from edgemim.models.sizes import EncoderConfig, EncoderSize, RelativePositionsConfig, RelativeVitConfig, VitConfig
-from edgemim.models.weights import MODEL_FILE, encoder_of, load_weights, read_facts, read_tensors, save_model
-from edgemim.run import RunRecord, find_run
+from edgemim.models.sizes import EncoderConfig, RelativePositionsConfig, VitConfig
+from edgemim.models.weights import save_model
+from edgemim.run import RunRecord
 from edgemim.tasks import TaskConfig
-from edgemim.tasks.classification import ClassificationConfig, ClassificationTask, MixingConfig, build_model
+from edgemim.tasks.classification import ClassificationConfig, ClassificationTask, MixingConfig
 from edgemim.tasks.segmentation import SEGMENTATION_RECIPE, SegmentationConfig
 from edgemim.tasks.task import LabelledData
 from edgemim.training.distributed import World, open_world
-from edgemim.training.optim import build_adamw
 from edgemim.training.recipe import Plan, TrainingConfig
-from edgemim.training.session import open_record, open_run_folder, run_training
+from edgemim.training.session import loader_arguments, open_run
+
+_RECIPES: dict[object, dict[str, Any]] = {"segmentation": SEGMENTATION_RECIPE}
+"""Defaults of a task's own."""
 
 
 class FinetuneConfig(TrainingConfig):
@@ -80,16 +80,16 @@ class FinetuneConfig(TrainingConfig):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _defaults_of_the_task(cls, data: Any) -> Any:
-        """What is not said is the task's own recipe: segmentation is trained longer, in smaller batches."""
+        """What is not said is the task's own recipe."""
         named = data.get("task") if isinstance(data, dict) else None
         name = named.get("name") if isinstance(named, dict) else getattr(named, "name", named)
-        return {**SEGMENTATION_RECIPE, **data} if name == "segmentation" else data
+        return {**_RECIPES.get(name, {}), **data} if isinstance(data, dict) else data
 
     def learning_rate(self, step: int, plan: Plan) -> float:
-        """The rate of a 0-based step: a cosine, for segmentation a falling power."""
-        if isinstance(self.task, SegmentationConfig):
-            return self.task.learning_rate(step, plan, peak=self.peak_lr, final=self.min_lr)
-        return super().learning_rate(step, plan)
+        """The rate of a 0-based step: a classifier's cosine, else the task's own course."""
+        if isinstance(self.task, ClassificationConfig):
+            return super().learning_rate(step, plan)
+        return self.task.learning_rate(step, plan, peak=self.peak_lr, final=self.min_lr)
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
@@ -99,133 +99,45 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         UserError: bad configuration, data or initial weights.
         SavedOnSignal, Interrupted: after a save on SIGTERM, SIGUSR1 or Ctrl-C.
     """
-    if isinstance(config.task, SegmentationConfig):
-        return finetune_segmentation(config, config.task)
+    match config.task:
+        case SegmentationConfig() as task_config:
+            return finetune_segmentation(config, task_config)
+        case ClassificationConfig():
+            return finetune_classifier(config)
+
+
+def finetune_classifier(config: FinetuneConfig) -> dict[str, Any]:
+    """Fine-tune a classifier of images, as `finetune` says."""
     if config.data is None:
         raise UserError("give --data DIR, a folder with one sub-folder a class")
     # Written down in full: later verbs find the images from wherever they are called.
     root, val = config.data.absolute(), config.val.absolute() if config.val else None
     config = config.model_copy(update={"data": root, "val": val})
-    _initial(config)  # what cannot be built is refused before images are looked for
+    start = find_start(config)  # what cannot be built is refused before images are looked for
     with open_world(config.device) as world:
         data = LabelledData.open(root, val, val_share=config.val_share, seed=config.seed)
         plan = Plan.of(config, steps_per_epoch(len(data.train), config.batch_size))
         torch.manual_seed(config.seed)
-        task, note = build(config, data)
-        out, lock = open_run_folder("finetune", config, world)
-        try:
-            with open_record("finetune", out, config, world) as record:
-                record.results["init"] = note
-                if world.is_main:
-                    print(note)
-                _train(config, task, plan, world, record)
-        finally:
-            if lock is not None:
-                lock.release()
+        task, note = build(config, data, start)
+        with open_run("finetune", config, world) as record:
+            record.results["init"] = note
+            if world.is_main:
+                print(note)
+            _train(config, task, plan, world, record)
     if world.is_main:
         print(f"top-1 {record.results['top1']:.2f} % on {record.results['evaluated_images']} held-out images")
-        print(f"classifier in {out}/model; next: edgemim export {out} --onnx --int8")
+        print(f"classifier in {record.folder}/model; next: edgemim export {record.folder} --onnx --int8")
     return record.results
 
 
-def build(config: FinetuneConfig, data: LabelledData) -> tuple[ClassificationTask, str]:
+def build(config: FinetuneConfig, data: LabelledData, start: Start) -> tuple[ClassificationTask, str]:
     """The task with its initial weights, and a sentence on where they came from. Raises UserError."""
-    run, encoder = _initial(config)
-    if encoder is None:
-        model, architecture, statistics, note = _from_timm(config, len(data.train.classes))
-    elif run is None:
-        architecture = {"vit": encoder.model_dump(mode="json")}
-        model = build_model(architecture, len(data.train.classes), drop_path=config.drop_path)
-        statistics, note = {}, "weights: from scratch"
-    else:
-        model, architecture, statistics, note = _from_run(config, run, encoder, len(data.train.classes))
-    size = _input_size(model, architecture)
-    preprocessing = Preprocessing(image_size=size, crop_pct=config.crop_pct, **statistics)
+    built = build_start(config, start, len(data.train.classes))
+    preprocessing = Preprocessing(image_size=built.input_size, crop_pct=config.crop_pct, **built.statistics)
     task = ClassificationTask(
-        model, data.train.classes, preprocessing, data, architecture=architecture, mixing=config.mixing
+        built.model, data.train.classes, preprocessing, data, architecture=built.architecture, mixing=config.mixing
     )
-    return task, note
-
-
-Built = tuple[nn.Module, dict[str, Any], dict[str, Any], str]
-"""Model, architecture record, input statistics, a sentence on the weights."""
-
-
-def _initial(config: FinetuneConfig) -> tuple[Path | None, EncoderSize | None]:
-    """The run that weights come from, and the encoder that is fine-tuned; neither, for a timm model.
-
-    Raises:
-        UserError: if there is no such run, or the network cannot have the relative positions that are asked for.
-    """
-    added = config.relative_positions
-    if config.init.startswith("timm:"):
-        if added is not None:
-            raise UserError(f"{config.init} has timm's own positions; leave --relative-positions out")
-        return None, None
-    run, encoder = None, config.encoder
-    if config.init != "scratch":
-        run = find_run(None if config.init == "newest" else Path(config.init), "pretrain")
-        encoder = encoder_of(run)
-    if added is None:
-        return run, encoder.as_classifier()
-    if type(encoder) is not VitConfig:
-        raise UserError(
-            f"--relative-positions are added to a plain vision transformer, not to a {encoder.name}"
-            f"{f' as {run} holds' if run else ''}; leave them out"
-        )
-    return run, added.added_to(encoder)
-
-
-def _from_run(config: FinetuneConfig, run: Path, encoder: EncoderSize, classes: int) -> Built:
-    facts = read_facts(run)
-    architecture = {"vit": encoder.model_dump(mode="json")}
-    model = build_model(architecture, classes, drop_path=config.drop_path)
-    # As in MAE: the pre-training norm is left behind, pooled features get a new one.
-    weights, may_drop, may_miss = read_tensors(run / "model" / MODEL_FILE), ("norm.",), ("fc_norm.", "head.")
-    if config.relative_positions is not None and isinstance(encoder, RelativeVitConfig):
-        weights = from_plain(weights, encoder)
-        may_drop += tuple(key for key in weights if key.endswith(".k_bias"))
-        may_drop += () if encoder.absolute_positions else ("pos_embed",)
-        may_miss += tuple(key for key in model.state_dict() if key.endswith(".relative_position_bias_table"))
-    report = load_weights(model, weights, may_drop=may_drop, may_miss=may_miss)
-    statistics = {key: facts["preprocessing"][key] for key in ("mean", "std")}
-    return model, architecture, statistics, f"weights: {run} ({report})"
-
-
-def _from_timm(config: FinetuneConfig, classes: int) -> Built:
-    name = config.init.removeprefix("timm:")
-    if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:3]
-        hint = f"; close: {', '.join(close)}" if close else ""
-        raise UserError(f"timm knows no model '{name}'{hint}")
-    try:
-        options = {"num_classes": classes, "drop_path_rate": config.drop_path or None}
-        model = timm.create_model(name, pretrained=config.weights is None, **options)
-    except Exception as error:  # a hub's many ways to fail, all with one remedy
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot get the weights of {name} ({reason}); give --weights FILE") from error
-    note = f"weights: timm {name}, downloaded by timm"
-    if config.weights is not None:
-        head = tuple(f"{key}." for key in _names(_timm_facts(model).get("classifier")))
-        report = load_weights(model, read_tensors(config.weights), may_drop=head, may_miss=head)
-        note = f"weights: {config.weights} ({report})"
-    statistics = {key: _timm_facts(model)[key] for key in ("mean", "std")}
-    return model, {"timm": name}, statistics, note
-
-
-def _timm_facts(model: nn.Module) -> dict[str, Any]:
-    """What timm knows of a model's input and head."""
-    return cast(dict[str, Any], model.default_cfg)
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value or ())
-
-
-def _input_size(model: nn.Module, architecture: dict[str, Any]) -> int:
-    if "vit" in architecture:
-        return parse_encoder(architecture["vit"]).image_size
-    return _timm_facts(model)["input_size"][-1]
+    return task, built.note
 
 
 def _train(config: FinetuneConfig, task: ClassificationTask, plan: Plan, world: World, record: RunRecord) -> None:
@@ -233,57 +145,27 @@ def _train(config: FinetuneConfig, task: ClassificationTask, plan: Plan, world: 
     assert task.data is not None
     data = task.data
     transform = config.transform.build(task.preprocessing.image_size)
-    no_decay = getattr(task.model, "no_weight_decay", set)()
-    optimizer = build_adamw(
-        task.model,
-        weight_decay=config.weight_decay,
-        betas=config.betas,
-        layer_decay=config.layer_decay,
-        no_decay=tuple(no_decay),
-    )
-    workers = config.reader_processes(world.size)
+    arguments = loader_arguments(config, plan, world)
 
-    def batches(start: int) -> Any:
-        return build_loader(
-            data.train,
-            transform,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start_step=start,
-            total_steps=plan.total_steps,
-            rank=world.rank,
-            world=world.size,
-            accumulate=config.accumulate,
-            workers=workers,
-            pin_memory=world.device.type == "cuda",
-        )
+    def batches(start: int) -> BatchStream:
+        return build_loader(data.train, transform, start_step=start, **arguments)
 
-    def evaluate() -> AccuracyReport:
-        loader = eval_loader(data.val, task.preprocessing, batch_size=64, workers=workers)
+    def measure() -> AccuracyReport:
+        loader = eval_loader(data.val, task.preprocessing, batch_size=64, workers=arguments["workers"])
         return evaluate_classifier(task, loader, world.device)
 
-    def after_epoch(epoch: int, step: int) -> dict[str, float]:
-        every = max(1, round(config.evaluate_every))
-        if config.evaluate_every <= 0 or epoch % every or step == plan.total_steps:
-            return {}
-        report = evaluate()
-        return {f"val_{name}": value for name, value in report.tops.items()}
-
-    trainer, _ = run_training(
-        task,
-        optimizer,
+    fit(
         config,
+        task,
         plan,
         world,
         record,
         batches=batches,
         data_fingerprint=data.train.fingerprint,
-        evaluations=[after_epoch],
+        evaluate=lambda: measure().tops,
     )
     if world.is_main:
-        task.model.load_state_dict(trainer.exported_state())
-        report = evaluate()
-        write_accuracy(record, report, task.labels)
+        write_accuracy(record, measure(), task.labels)
         record.results["held_out"] = data.held_out
         save_model(record.folder / "model", task.model.state_dict(), task.facts())
 

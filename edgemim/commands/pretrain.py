@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pydantic
 import torch
-from PIL import Image
 from torch import nn
 
-from edgemim.analysis.knn import extract_features, knn_accuracy
+from edgemim.commands.pretrain_watch import EncoderWatch
 from edgemim.data.folders import ImageFolder, find_splits, scan_folder
-from edgemim.data.loader import build_loader, eval_loader, steps_per_epoch
+from edgemim.data.loader import Batch, build_loader, steps_per_epoch
 from edgemim.data.transforms import PretrainTransform
-from edgemim.edge.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from edgemim.edge.images import IMAGENET_MEAN, IMAGENET_STD
 from edgemim.errors import UserError
 from edgemim.methods import MaeConfig, MethodConfig
 from edgemim.methods.pretraining import PretrainObjective
@@ -24,17 +23,13 @@ from edgemim.models.normalization import Normalization
 from edgemim.models.sizes import EncoderConfig, VitConfig
 from edgemim.models.weights import save_model
 from edgemim.run import RunRecord
-from edgemim.tasks.task import spread_over_classes, stratified_split
 from edgemim.teachers import Teacher, TeacherConfig
 from edgemim.teachers.cache_plan import check_cacheable
 from edgemim.teachers.cached import CachedTeacher, open_cached
 from edgemim.training.distributed import World, open_world
 from edgemim.training.optim import build_adamw
 from edgemim.training.recipe import Plan, TrainingConfig
-from edgemim.training.session import open_record, open_run_folder, run_training
-
-_KNN_BANK, _KNN_QUERIES = 4000, 1000
-_PICTURES = 8
+from edgemim.training.session import loader_arguments, open_run, run_training
 
 
 class PretrainConfig(TrainingConfig):
@@ -101,26 +96,21 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             teacher = cache_teacher(config, config.teacher_cache, teacher, folder, world)
         model = build(config, world.device, teacher)
         plan = Plan.of(config, steps_per_epoch(len(folder), config.batch_size))
-        out, lock = open_run_folder("pretrain", config, world)
-        try:
-            with open_record("pretrain", out, config, world) as record:
-                if teacher is not None and world.is_main:
-                    record.results["teacher"] = teacher.summary
-                    print(f"teacher: {teacher.summary}")
-                cached = teacher if isinstance(teacher, CachedTeacher) else None
-                if cached is not None and config.teacher_cache_upfront:
-                    share, workers = (world.rank, world.size), config.reader_processes(world.size)
-                    cached.fill(folder, config.transform, config.encoder.image_size, share, workers)
-                try:
-                    _train(config, model, folder, splits.get("val"), plan, world, record, cached)
-                finally:
-                    if cached is not None:
-                        record.results["teacher_cache"] = cached.facts()
-        finally:
-            if lock is not None:
-                lock.release()
+        with open_run("pretrain", config, world) as record:
+            if teacher is not None and world.is_main:
+                record.results["teacher"] = teacher.summary
+                print(f"teacher: {teacher.summary}")
+            cached = teacher if isinstance(teacher, CachedTeacher) else None
+            if cached is not None and config.teacher_cache_upfront:
+                share, workers = (world.rank, world.size), config.reader_processes(world.size)
+                cached.fill(folder, config.transform, config.encoder.image_size, share, workers)
+            try:
+                _train(config, model, folder, splits.get("val"), plan, world, record, cached)
+            finally:
+                if cached is not None:
+                    record.results["teacher_cache"] = cached.facts()
     if world.is_main:
-        print(f"pre-trained encoder in {out}/model; next: edgemim finetune --init {out} --data DIR")
+        print(f"pre-trained encoder in {record.folder}/model; next: edgemim finetune --init {record.folder} --data DIR")
     return record.results
 
 
@@ -195,25 +185,13 @@ def _train(
     optimizer = build_adamw(
         model, weight_decay=config.weight_decay, betas=config.betas, decay_vectors=config.decay_vectors
     )
-    workers = config.reader_processes(world.size)
+    arguments = loader_arguments(config, plan, world)
 
-    def batches(start: int) -> Any:
-        stream = build_loader(
-            folder,
-            transform,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start_step=start,
-            total_steps=plan.total_steps,
-            rank=world.rank,
-            world=world.size,
-            accumulate=config.accumulate,
-            workers=workers,
-            pin_memory=world.device.type == "cuda",
-        )
+    def batches(start: int) -> Iterable[Batch]:
+        stream = build_loader(folder, transform, start_step=start, **arguments)
         return stream if cached is None else cached.follow(stream)
 
-    watch = _Watch(config, model, folder, val, plan, world, record)
+    watch = EncoderWatch(config, model, folder, val, plan, world, record)
     trainer, _ = run_training(
         model,
         optimizer,
@@ -234,95 +212,3 @@ def _train(
             "preprocessing": watch.preprocessing.model_dump(mode="json"),
         }
         save_model(record.folder / "model", trainer.exported_state(), facts)
-
-
-class _Watch:
-    """Looks at the model between epochs: reconstructions of fixed images, and k-NN where there are labels."""
-
-    def __init__(
-        self,
-        config: PretrainConfig,
-        model: PretrainObjective,
-        folder: ImageFolder,
-        val: Path | None,
-        plan: Plan,
-        world: World,
-        record: RunRecord,
-    ) -> None:
-        self.config, self.model, self.plan, self.world, self.record = config, model, plan, world, record
-        self.preprocessing = Preprocessing(
-            image_size=config.encoder.image_size, crop_pct=1.0, mean=config.mean, std=config.std
-        )
-        self._folder = folder
-        self._bank, self._queries = _knn_parts(folder, val, config.seed) if world.is_main else (None, None)
-
-    def picture(self, epoch: int, step: int) -> dict[str, float]:
-        """Hook of the loop: a picture if it is due after this epoch, and always after the last."""
-        if _due(epoch, self.config.picture_every, step == self.plan.total_steps):
-            self._paint(step)
-        return {}
-
-    def knn(self, epoch: int, step: int) -> dict[str, float]:
-        """Evaluation of the loop: the k-NN figure, likewise."""
-        if self._bank is None or not _due(epoch, self.config.knn_every, step == self.plan.total_steps):
-            return {}
-        self.record.results["knn_top1"] = accuracy = self._knn()
-        return {"knn_top1": accuracy}
-
-    def _paint(self, step: int) -> None:
-        chosen = np.linspace(0, len(self._folder) - 1, min(_PICTURES, len(self._folder))).astype(int)
-        loader = eval_loader(self._folder, self.preprocessing, batch_size=_PICTURES, indices=np.unique(chosen))
-        batch = next(iter(loader)).to(self.world.device)
-        painted = self.model.reconstruct(batch.images, batch.keys)
-        if painted is None:
-            return
-        rows = [image.cpu() for image in (*painted, batch.images.float() / 255)]
-        path = self.record.folder / "pictures" / f"reconstruction-{step:09d}.png"
-        path.parent.mkdir(exist_ok=True)
-        _save_grid(rows, path)
-
-    def _knn(self) -> float:
-        assert self._bank is not None
-        assert self._queries is not None
-
-        def encode(images: torch.Tensor) -> torch.Tensor:
-            return self.model.pool(self.model.encoder(self.model.normalization.apply(images)))
-
-        found = [
-            extract_features(encode, eval_loader(part, self.preprocessing, batch_size=64), self.world.device)
-            for part in (self._bank, self._queries)
-        ]
-        return knn_accuracy(*found[0], *found[1])
-
-
-def _due(epoch: int, every: float, last: bool) -> bool:
-    return every > 0 and (last or epoch % max(1, round(every)) == 0)
-
-
-def _knn_parts(folder: ImageFolder, val: Path | None, seed: int) -> tuple[ImageFolder | None, ImageFolder | None]:
-    """A labelled bank and labelled queries: the val folder's where there is one, else a tenth of the images."""
-    if not folder.classes:
-        return None, None
-    if val is not None:
-        bank, queries = folder, scan_folder(val).with_classes(folder.classes)
-    else:
-        kept, held = stratified_split(folder.labels, 0.1, seed)
-        bank, queries = folder.select(kept), folder.select(held)
-    if not len(queries):
-        return None, None
-    return (
-        bank.select(spread_over_classes(bank.labels, _KNN_BANK)),
-        queries.select(spread_over_classes(queries.labels, _KNN_QUERIES)),
-    )
-
-
-def _save_grid(rows: list[torch.Tensor], path: Path) -> None:
-    """Rows of images in [0, 1], each [b, 3, h, w], as one PNG with two pixels between; small images are enlarged."""
-    scale = max(1, 128 // rows[0].shape[-1])
-    lines = []
-    for images in rows:
-        big = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-        padded = torch.nn.functional.pad(big, (1, 1, 1, 1), value=1.0)
-        lines.append(torch.cat(list(padded), dim=2))
-    picture = (torch.cat(lines, dim=1).permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8)
-    Image.fromarray(picture.numpy()).save(path)

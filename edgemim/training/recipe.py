@@ -116,6 +116,11 @@ class Plan:
         return Plan(steps_per_epoch, total, min(round(config.warmup_epochs * steps_per_epoch), total - 1))
 
 
+def due(epoch: int, every: float) -> bool:
+    """Whether what happens every so many epochs (rounded, at least one) happens after `epoch`; 0 is never."""
+    return every > 0 and epoch % max(1, round(every)) == 0
+
+
 def changed_settings(before: dict[str, object], now: dict[str, object]) -> list[str]:
     """Differences between two dumped configurations that would change the result, as 'key.of.it: old -> new'."""
     old, new = _flat(before), _flat(now)

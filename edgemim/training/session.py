@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -76,6 +77,45 @@ def resumes(config: TrainingConfig) -> bool:
 def open_record(verb: str, folder: Path, config: TrainingConfig, world: World) -> RunRecord:
     """The run's record; that of a run that goes on is not touched before its checkpoint was accepted."""
     return RunRecord(verb, folder, config, enabled=world.is_main, begin_later=resumes(config))
+
+
+@contextmanager
+def open_run(verb: str, config: TrainingConfig, world: World) -> Iterator[RunRecord]:
+    """The record of a run in its folder, which is locked meanwhile. Raises UserError as `open_run_folder` does."""
+    folder, lock = open_run_folder(verb, config, world)
+    try:
+        with open_record(verb, folder, config, world) as record:
+            yield record
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+class LoaderArguments(TypedDict):
+    """What every loader of a run's batches is told, beside the data and the step to start from."""
+
+    batch_size: int
+    seed: int
+    total_steps: int
+    rank: int
+    world: int
+    accumulate: int
+    workers: int
+    pin_memory: bool
+
+
+def loader_arguments(config: TrainingConfig, plan: Plan, world: World) -> LoaderArguments:
+    """The keywords of `build_loader` and its kin that follow from the run and this process's place in it."""
+    return LoaderArguments(
+        batch_size=config.batch_size,
+        seed=config.seed,
+        total_steps=plan.total_steps,
+        rank=world.rank,
+        world=world.size,
+        accumulate=config.accumulate,
+        workers=config.reader_processes(world.size),
+        pin_memory=world.device.type == "cuda",
+    )
 
 
 def run_training(

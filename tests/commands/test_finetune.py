@@ -1,4 +1,4 @@
-"""Fine-tuning from a pre-trained run: relative positions that are added to it, and what is refused before images are read."""
+"""Fine-tuning a classifier: relative positions that a pre-trained run gains, learnt, saved and exported."""
 
 from __future__ import annotations
 
@@ -10,15 +10,10 @@ import pytest
 pytest.importorskip("torch")
 
 import edgemim
-from edgemim.commands.finetune import build
-from edgemim.errors import UserError
-from edgemim.tasks import LabelledData, load_task
+from edgemim.tasks import load_task
 
 SMALL = {"batch_size": 32, "workers": 0, "warmup_epochs": 0, "epochs": 1, "log_every": 1}
-FORMS = {
-    "study": "block",
-    "shared alone": {"offsets": "shared", "absolute_positions": False, "key_bias": False},
-}
+SHARED_ALONE = {"offsets": "shared", "absolute_positions": False, "key_bias": False}
 
 
 @pytest.fixture(scope="module", params=["vit_nano", "vit_nano_rel"])
@@ -38,31 +33,6 @@ def architecture(run: Path) -> dict:
     return json.loads((run / "model" / "model.json").read_text())["architecture"]["vit"]
 
 
-@pytest.mark.parametrize("pretrained", ["vit_nano"], indirect=True)
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_tables_start_at_zero_beside_what_the_encoder_knows(pretrained: Path, photos: Path, form: object) -> None:
-    data = LabelledData.open(photos)
-    plain, _ = build(config_of(init=str(pretrained)), data)
-    task, note = build(config_of(init=str(pretrained), relative_positions=form), data)
-    tables = {name: p for name, p in task.model.named_parameters() if name.endswith("bias_table")}
-    assert len(tables) == (2 if form == "block" else 1)
-    assert not any(table.any() for table in tables.values())
-    kept = {name: p for name, p in plain.model.named_parameters() if "qkv.bias" not in name}
-    own = dict(task.model.named_parameters())
-    for name in kept.keys() & own.keys() - {"head.weight", "head.bias"}:
-        assert (own[name] == kept[name]).all(), name
-    assert kept.keys() - own.keys() == (set() if form == "block" else {"pos_embed"})
-    if form == "block":  # nothing is lost, nothing is added yet: the same features
-        images = next(plain.evaluation_batches(8))[0]
-        import torch
-
-        x = torch.from_numpy(images)
-        ours, theirs = (m.eval().forward_features(x) for m in (task.model, plain.model))  # pyright: ignore
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    else:
-        assert "pos_embed" in note and "k_bias" in note  # what is left behind is said
-
-
 def test_a_run_with_relative_positions_is_trained_saved_and_exported(
     pretrained: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -74,7 +44,7 @@ def test_a_run_with_relative_positions_is_trained_saved_and_exported(
             init=str(pretrained),
             out=tmp_path / "run",
             base_lr=2e-2,
-            relative_positions=FORMS["shared alone"] if gains else None,
+            relative_positions=SHARED_ALONE if gains else None,
         )
     )
     facts = architecture(tmp_path / "run")
@@ -90,22 +60,6 @@ def test_a_run_with_relative_positions_is_trained_saved_and_exported(
     edgemim.export_model(edgemim.ExportConfig(run=tmp_path / "run", out=tmp_path / "artifact"))  # parity is its gate
     manifest = edgemim.Artifact.open(tmp_path / "artifact").manifest
     assert "onnx-fp32" in manifest.files
-
-
-@pytest.mark.parametrize("pretrained", ["vit_nano_rel"], indirect=True)
-def test_positions_that_cannot_be_added_are_refused_before_images_are_looked_for(
-    pretrained: Path, tmp_path: Path
-) -> None:
-    nowhere = {"data": tmp_path / "no_such_folder", "relative_positions": "block", "out": tmp_path / "out"}
-    for changes, sentence in (
-        ({"init": "timm:vit_tiny_patch16_224"}, "timm's own positions"),
-        ({"init": "scratch", "encoder": "vit_nano_rel"}, "to a plain vision transformer, not to a relative_vit;"),
-        ({"init": "scratch", "encoder": "hiera_micro_32"}, "to a plain vision transformer, not to a hiera;"),
-        ({"init": str(pretrained)}, f"not to a relative_vit as {pretrained} holds"),
-    ):
-        with pytest.raises(UserError, match=sentence):
-            edgemim.finetune(config_of(**nowhere, **changes))
-    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_forms_are_refused_by_name(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_training import NANO  # noqa: F401 (one thread)
 
-from edgemim.training.recipe import Plan, TrainingConfig, changed_settings
+from edgemim.training.recipe import Plan, TrainingConfig, changed_settings, due
 
 
 def test_plan_counts_steps() -> None:
@@ -53,3 +53,9 @@ def test_readers_leave_a_core_to_training(monkeypatch: pytest.MonkeyPatch) -> No
 def test_settings_without_meaning_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(pydantic.ValidationError, match=next(iter(wrong))):
         TrainingConfig.model_validate(wrong)
+
+
+def test_what_is_due_after_an_epoch() -> None:
+    assert [epoch for epoch in range(1, 13) if due(epoch, 5)] == [5, 10]
+    assert [epoch for epoch in range(1, 4) if due(epoch, 0.2)] == [1, 2, 3]
+    assert not any(due(epoch, 0) for epoch in range(10))

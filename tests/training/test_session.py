@@ -15,7 +15,7 @@ from edgemim.run import RunRecord
 from edgemim.training.distributed import World
 from edgemim.training.optim import build_adamw
 from edgemim.training.recipe import Plan, TrainingConfig
-from edgemim.training.session import open_run_folder, resumes, run_training
+from edgemim.training.session import loader_arguments, open_run, open_run_folder, resumes, run_training
 
 ALONE = World(0, 1, torch.device("cpu"))
 CONFIG = TrainingConfig(batch_size=8, epochs=2, base_lr=0.1, log_every=1)
@@ -124,3 +124,27 @@ def test_a_resumed_training_says_where(tmp_path: Path, capsys: pytest.CaptureFix
     run(tmp_path, CONFIG)
     run(tmp_path, CONFIG.model_copy(update={"resume": True}))
     assert "resuming at step 4 of 4" in capsys.readouterr().out
+
+
+def test_a_run_frees_its_folder_however_it_ends(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"out": tmp_path / "run"})
+    with pytest.raises(ZeroDivisionError), open_run("pretrain", config, ALONE) as record:
+        raise ZeroDivisionError
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    with open_run("pretrain", config.model_copy(update={"overwrite": True}), ALONE) as record:
+        assert record.folder == tmp_path / "run"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "done"
+
+
+def test_a_loader_is_told_the_run_and_the_place_in_it() -> None:
+    config, plan = CONFIG.model_copy(update={"accumulate": 2, "seed": 7, "workers": 1}), Plan(3, 6, 0)
+    assert loader_arguments(config, plan, World(1, 4, torch.device("cpu"))) == {
+        "batch_size": 8,
+        "seed": 7,
+        "total_steps": 6,
+        "rank": 1,
+        "world": 4,
+        "accumulate": 2,
+        "workers": 1,
+        "pin_memory": False,
+    }

@@ -8,12 +8,12 @@ from typing import Any
 
 import pydantic
 
+from edgemim.commands.initial import add_tables, with_positions
 from edgemim.errors import UserError
 from edgemim.models.build import parse_encoder
-from edgemim.models.relative import from_plain
 from edgemim.models.resizing import resize_positions
 from edgemim.models.semantic_fpn import SemanticFpn
-from edgemim.models.sizes import EncoderSize, RelativePositions, RelativeVitConfig, VitConfig
+from edgemim.models.sizes import EncoderSize, RelativePositions, RelativeVitConfig
 from edgemim.models.weights import load_weights, read_facts, read_tensors
 from edgemim.run import find_run
 
@@ -54,14 +54,7 @@ def find_start(init: str, encoder: EncoderSize, added: RelativePositions | None,
         run = find_run(None if init == "newest" else Path(init), "pretrain")
         encoder, statistics = _described(run)
     source = encoder.as_classifier()
-    if added is not None:
-        if type(source) is not VitConfig:
-            raise UserError(
-                f"--relative-positions are added to a plain vision transformer, not to a {source.name}; leave them out"
-            )
-        encoder = added.added_to(source)
-    else:
-        encoder = source
+    encoder = with_positions(source, added, run)
     try:
         sized = type(encoder).model_validate({**encoder.model_dump(), "image_size": crop_size})
     except pydantic.ValidationError as error:
@@ -95,10 +88,8 @@ def load_start(model: SemanticFpn, start: Start, weights_file: str) -> str:
     weights = resize_positions(weights, start.source, _like(start.source, start.encoder))
     may_drop, may_miss = ("head.", "fc_norm."), ("norm.", "head.")
     if isinstance(start.encoder, RelativeVitConfig) and not isinstance(start.source, RelativeVitConfig):
-        weights = from_plain(weights, start.encoder)
-        may_drop += tuple(key for key in weights if key.endswith(".k_bias"))
-        may_drop += () if start.encoder.absolute_positions else ("pos_embed",)
-        may_miss += tuple(key for key in model.encoder.vit.state_dict() if key.endswith("bias_table"))
+        weights, left, new = add_tables(weights, start.encoder, model.encoder.vit.state_dict())
+        may_drop, may_miss = may_drop + left, may_miss + new
     report = load_weights(model.encoder.vit, weights, may_drop=may_drop, may_miss=may_miss)
     old, new = start.source.image_size, start.encoder.image_size
     note = "" if old == new else f"; positions interpolated from {old} to {new} pixels"

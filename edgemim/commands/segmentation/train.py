@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from edgemim.analysis.segmentation import SegmentationReport, evaluate_segmenter, majority_baseline
+from edgemim.commands.fit import fit, refuse_idle
 from edgemim.commands.segmentation.initial import Start, find_start, load_start
 from edgemim.commands.segmentation.results import Gallery, show_report, write_report
+from edgemim.data.loader import BatchStream
 from edgemim.data.order import steps_per_epoch
 from edgemim.data.segmentation.folder import SegmentationData, check_classes
 from edgemim.data.segmentation.loader import build_pair_loader
@@ -19,9 +21,8 @@ from edgemim.models.weights import MODEL_FILE, save_model
 from edgemim.run import RunRecord
 from edgemim.tasks.segmentation import SegmentationConfig, SegmentationTask, build_segmenter
 from edgemim.training.distributed import World, open_world
-from edgemim.training.optim import build_adamw
 from edgemim.training.recipe import Plan
-from edgemim.training.session import open_record, open_run_folder, run_training
+from edgemim.training.session import loader_arguments, open_run
 
 if TYPE_CHECKING:
     from edgemim.commands.finetune import FinetuneConfig
@@ -36,7 +37,7 @@ def finetune_segmentation(config: FinetuneConfig, task_config: SegmentationConfi
         UserError: bad configuration, data, masks or initial weights; before anything is written.
         SavedOnSignal, Interrupted: after a save on SIGTERM, SIGUSR1 or Ctrl-C.
     """
-    _refuse_idle(config)
+    refuse_idle(config, task_config.name, _OF_CLASSIFICATION)
     config = _absolute(config, task_config)
     if config.data is None:
         raise UserError("give --data DIR, a folder with images/ and masks/, or ADE20K, Pascal-VOC or CamVid")
@@ -49,22 +50,17 @@ def finetune_segmentation(config: FinetuneConfig, task_config: SegmentationConfi
         empty = check_classes(counts[0], data.train.classes, data.train.root)
         torch.manual_seed(config.seed)
         task, note = build(config, task_config, data, start)
-        out, lock = open_run_folder("finetune", config, world)
-        try:
-            with open_record("finetune", out, config, world) as record:
-                record.results["init"] = note
-                if world.is_main:
-                    print(note)
-                if empty:
-                    record.warn(f"classes without a training pixel cannot be learnt: {', '.join(empty)}")
-                _train(config, task_config, task, plan, world, record)
-                record.results["majority_baseline"] = majority_baseline(*counts, task.labels)
-        finally:
-            if lock is not None:
-                lock.release()
+        with open_run("finetune", config, world) as record:
+            record.results["init"] = note
+            if world.is_main:
+                print(note)
+            if empty:
+                record.warn(f"classes without a training pixel cannot be learnt: {', '.join(empty)}")
+            _train(config, task_config, task, plan, world, record)
+            record.results["majority_baseline"] = majority_baseline(*counts, task.labels)
     if world.is_main:
         _say(record)
-        print(f"segmentation model in {out}/model; next: edgemim export {out} --onnx")
+        print(f"segmentation model in {record.folder}/model; next: edgemim export {record.folder} --onnx")
     return record.results
 
 
@@ -75,17 +71,6 @@ def _say(record: RunRecord) -> None:
         f"{figures['evaluated_images']} held-out images (naming every pixel {baseline['class']!r}: "
         f"{baseline['miou']:.2f} %, {baseline['pixel_accuracy']:.2f} %)"
     )
-
-
-def _refuse_idle(config: FinetuneConfig) -> None:
-    """An option that would be ignored in silence is a mistake. Raises UserError."""
-    fields = type(config).model_fields
-    idle = [name for name in _OF_CLASSIFICATION if getattr(config, name) != fields[name].default]
-    if idle:
-        names = ", ".join(f"'{name}'" for name in idle)
-        raise UserError(
-            f"{names} would have no effect with --task segmentation, whose settings are --task.KEY; leave out"
-        )
 
 
 def _absolute(config: FinetuneConfig, task_config: SegmentationConfig) -> FinetuneConfig:
@@ -149,49 +134,26 @@ def _train(
     assert task.pairs is not None
     data = task.pairs
     transform = task_config.transform.build(task_config.crop_size, task_config.inference.short_side)
-    optimizer = build_adamw(
-        task.model,
-        weight_decay=config.weight_decay,
-        betas=config.betas,
-        layer_decay=config.layer_decay,
-        no_decay=tuple(task.model.no_weight_decay()),
-    )
+    arguments = loader_arguments(config, plan, world)
 
-    def batches(start: int) -> Any:
-        return build_pair_loader(
-            data.train,
-            transform,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start_step=start,
-            total_steps=plan.total_steps,
-            rank=world.rank,
-            world=world.size,
-            accumulate=config.accumulate,
-            workers=config.reader_processes(world.size),
-            pin_memory=world.device.type == "cuda",
-        )
+    def batches(start: int) -> BatchStream:
+        return build_pair_loader(data.train, transform, start_step=start, **arguments)
 
-    def after_epoch(epoch: int, step: int) -> dict[str, float]:
-        every = max(1, round(config.evaluate_every))
-        if config.evaluate_every <= 0 or epoch % every or step == plan.total_steps:
-            return {}
+    def evaluate() -> dict[str, float]:
         report = measure(task)
-        return {"val_miou": report.miou, "val_pixel_accuracy": report.pixel_accuracy}
+        return {"miou": report.miou, "pixel_accuracy": report.pixel_accuracy}
 
-    trainer, _ = run_training(
-        task,
-        optimizer,
+    fit(
         config,
+        task,
         plan,
         world,
         record,
         batches=batches,
         data_fingerprint=data.train.fingerprint,
-        evaluations=[after_epoch],
+        evaluate=evaluate,
     )
     if world.is_main:
-        task.model.load_state_dict(trainer.exported_state())
         gallery = Gallery(len(data.val))
         report = measure(task, gallery)
         write_report(record, report, gallery)
