@@ -1,0 +1,1 @@
+"""Tracking at the edge: sequences, metrics, the tracker and its loop; no torch."""
