@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from edgemim.config import Config, from_mapping, suggest
 from edgemim.edge.images import Preprocessing
 from edgemim.edge.segmentation import SegmentationInference
+from edgemim.edge.tracking.inference import TrackingInference
 from edgemim.errors import UserError
 from edgemim.run import write_text
 
@@ -72,6 +73,10 @@ class Manifest(Config):
     input_shape: tuple[int | None, ...]
     """Shape of the input; None where any size will do. Images are [batch, 3, height, width]."""
 
+    inputs: dict[str, tuple[int | None, ...]] = Field(default_factory=dict)
+    """Shapes of all images that go in, by name, where there are several: a tracker's template and search. `input_name`
+    and `input_shape` are then those of the one that changes from call to call."""
+
     input_dtype: Literal["float32"] = "float32"
     output_names: tuple[str, ...] = ("logits",)
     preprocessing: Preprocessing
@@ -80,6 +85,9 @@ class Manifest(Config):
 
     inference: SegmentationInference | None = None
     """Segmentation: how the model's square is laid over an image."""
+
+    tracking: TrackingInference | None = None
+    """Tracking: how crops are taken and maps are read."""
 
     opset: int
     files: dict[str, ModelFile] = Field(default_factory=dict)
@@ -106,7 +114,17 @@ class Manifest(Config):
             raise ValueError(f"input_shape {list(self.input_shape)} does not fit preprocessing.image_size {size}")
         if self.inference is not None:
             self.inference.fits(size)
+        self._check_inputs()
         return self
+
+    def _check_inputs(self) -> None:
+        if self.inputs and self.inputs.get(self.input_name) != self.input_shape:
+            raise ValueError(f"inputs.{self.input_name} is not input_shape {list(self.input_shape)}")
+        if (self.tracking is None) != (self.task != "tracking"):
+            raise ValueError(f"task '{self.task}' does not go with tracking: it is for trackers, which need it")
+        if self.tracking is not None:
+            size = self.preprocessing.image_size
+            self.tracking.fits(size, self.inputs, self.output_names, tuple(self.files))
 
 
 class Artifact:
@@ -215,6 +233,8 @@ def onnx_metadata(manifest: Manifest) -> dict[str, str]:
     facts: Mapping[str, Any] = {**content["preprocessing"], **{key: content[key] for key in _METADATA_FIELDS}}
     if manifest.inference is not None:
         facts = {**facts, "inference": content["inference"]}
+    if manifest.tracking is not None:
+        facts = {**facts, "tracking": content["tracking"], "inputs": content["inputs"]}
     return {METADATA_PREFIX + key: json.dumps(value) for key, value in facts.items()}
 
 
