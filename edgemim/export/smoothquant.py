@@ -36,7 +36,9 @@ def smooth(module: nn.Module, batches: Iterable[np.ndarray], *, alpha: float = 0
     smoothed = copy.deepcopy(module).eval()
     pairs = list(_pairs(smoothed))
     if not pairs:
-        raise UserError(f"{type(module).__name__} has no LayerNorm that only linear layers read, so nothing can be smoothed")
+        raise UserError(
+            f"{type(module).__name__} has no LayerNorm that only linear layers read, so nothing can be smoothed"
+        )
     largest = _largest(smoothed, [norm for norm, _ in pairs], batches)
     for (norm, linears), seen in zip(pairs, largest, strict=True):
         _fold(norm, linears, seen, alpha)
@@ -57,7 +59,7 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.LayerNorm, list[nn.Linear]]]:
             yield second, [fc1]
 
 
-def _largest(module: nn.Module, norms: list[nn.LayerNorm], batches: Iterable[np.ndarray]) -> list[Float[Tensor, "width"]]:
+def _largest(module: nn.Module, norms: list[nn.LayerNorm], batches: Iterable[np.ndarray]) -> list[Float[Tensor, width]]:
     """The largest magnitude of each channel behind each norm, over all batches."""
     found: dict[nn.Module, Tensor] = {}
 
@@ -81,7 +83,7 @@ def _largest(module: nn.Module, norms: list[nn.LayerNorm], batches: Iterable[np.
 
 
 @torch.no_grad()
-def _fold(norm: nn.LayerNorm, linears: list[nn.Linear], seen: Float[Tensor, "width"], alpha: float) -> None:
+def _fold(norm: nn.LayerNorm, linears: list[nn.Linear], seen: Float[Tensor, width], alpha: float) -> None:
     weights = torch.stack([linear.weight.abs().amax(0) for linear in linears]).amax(0)
     scale = seen.clamp(min=_FLOOR) ** alpha / weights.clamp(min=_FLOOR) ** (1 - alpha)
     norm.weight /= scale

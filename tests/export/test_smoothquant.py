@@ -71,7 +71,9 @@ def test_alpha_one_makes_all_channels_alike(model, images):
     inject_outliers(model, 50.0)
     smoothed = smooth(model, [images[:6], images[6:]], alpha=1.0)
     seen = {}
-    smoothed.blocks[1].norm2.register_forward_hook(lambda *call: seen.update(largest=call[2].abs().flatten(0, 1).amax(0)))
+    smoothed.blocks[1].norm2.register_forward_hook(
+        lambda *call: seen.update(largest=call[2].abs().flatten(0, 1).amax(0))
+    )
     answers(smoothed, images)
     np.testing.assert_allclose(seen["largest"].numpy(), 1.0, rtol=1e-3)
 
