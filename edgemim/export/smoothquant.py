@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from edgemim.errors import UserError
@@ -60,7 +59,7 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.LayerNorm, list[nn.Linear]]]:
 
 
 def _largest(module: nn.Module, norms: list[nn.LayerNorm], batches: Iterable[np.ndarray]) -> list[Float[Tensor, width]]:
-    """The largest magnitude of each channel behind each norm, over all batches."""
+    """The largest magnitude of each channel behind each norm, over all batches: a vector of its width a norm."""
     found: dict[nn.Module, Tensor] = {}
 
     def note(norm: nn.Module, _: Any, output: Tensor) -> None:
@@ -86,8 +85,8 @@ def _largest(module: nn.Module, norms: list[nn.LayerNorm], batches: Iterable[np.
 def _fold(norm: nn.LayerNorm, linears: list[nn.Linear], seen: Float[Tensor, width], alpha: float) -> None:
     weights = torch.stack([linear.weight.abs().amax(0) for linear in linears]).amax(0)
     scale = seen.clamp(min=_FLOOR) ** alpha / weights.clamp(min=_FLOOR) ** (1 - alpha)
-    norm.weight /= scale
+    norm.weight.div_(scale)
     if norm.bias is not None:
-        norm.bias /= scale
+        norm.bias.div_(scale)
     for linear in linears:
-        linear.weight *= scale
+        linear.weight.mul_(scale)

@@ -7,6 +7,7 @@ builder may also lower a float32 file by itself; `trt_plan.json` holds the lines
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -126,7 +127,7 @@ def build_with_rtx(path: Path, shapes: Mapping[str, Shapes]) -> Built:
         ModelRefused: if the parser or the builder refuses, with the nodes that it names.
     """
     try:
-        import tensorrt_rtx as trt  # pyright: ignore[reportMissingImports]
+        trt: Any = importlib.import_module("tensorrt_rtx")
     except ImportError as error:
         raise MissingLibrary(f"the TensorRT check needs tensorrt-rtx: {INSTALL['tensorrt_rtx']}") from error
 
