@@ -58,7 +58,7 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.LayerNorm, list[nn.Linear]]]:
             yield second, [fc1]
 
 
-def _largest(module: nn.Module, norms: list[nn.LayerNorm], batches: Iterable[np.ndarray]) -> list[Float[Tensor, width]]:
+def _largest(module: nn.Module, norms: list[nn.LayerNorm], batches: Iterable[np.ndarray]) -> list[Tensor]:
     """The largest magnitude of each channel behind each norm, over all batches: a vector of its width a norm."""
     found: dict[nn.Module, Tensor] = {}
 
@@ -82,7 +82,7 @@ def _largest(module: nn.Module, norms: list[nn.LayerNorm], batches: Iterable[np.
 
 
 @torch.no_grad()
-def _fold(norm: nn.LayerNorm, linears: list[nn.Linear], seen: Float[Tensor, width], alpha: float) -> None:
+def _fold(norm: nn.LayerNorm, linears: list[nn.Linear], seen: Tensor, alpha: float) -> None:
     weights = torch.stack([linear.weight.abs().amax(0) for linear in linears]).amax(0)
     scale = seen.clamp(min=_FLOOR) ** alpha / weights.clamp(min=_FLOOR) ** (1 - alpha)
     norm.weight.div_(scale)
