@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from edgemim.errors import EdgemimError, Interrupted, SavedOnSignal, UserError
 from edgemim.training.average import MovingAverage
+from edgemim.training.best import BestWeights
 from edgemim.training.checkpoint import Checkpoint, CheckpointError, CheckpointFolder
 from edgemim.training.distributed import World
 from edgemim.training.log import MetricsLog, ProgressLine
@@ -33,12 +34,20 @@ _NONFINITE_IN_A_ROW = 3
 
 
 class BatchLike(Protocol):
-    """What the loop needs of a batch."""
+    """What the loop needs of a batch; images and labels are whatever the objective takes."""
 
-    images: Tensor
-    labels: Tensor
     keys: Tensor
     skipped: list[tuple[str, str]]
+
+    @property
+    def images(self) -> Any:
+        """Pixels; of pairs, both crops."""
+        ...
+
+    @property
+    def labels(self) -> Any:
+        """What is to be learnt of them."""
+        ...
 
     def to(self, device: torch.device) -> BatchLike:
         """The batch on another device."""
@@ -65,7 +74,7 @@ A hook sees the weights that are trained, an evaluation those that the run hands
 
 
 class Trainer:
-    """Runs an objective from its newest checkpoint to the end of the plan."""
+    """Runs an objective from its newest checkpoint to the end of the plan, or until `best` has had enough."""
 
     def __init__(
         self,
@@ -80,9 +89,11 @@ class Trainer:
         label: str,
         hooks: Sequence[EpochHook] = (),
         evaluations: Sequence[EpochHook] = (),
+        best: BestWeights | None = None,
     ) -> None:
         self.objective, self.optimizer, self.config, self.plan, self.world = objective, optimizer, config, plan, world
         self.folder, self.label, self.hooks, self.evaluations = folder, label, tuple(hooks), tuple(evaluations)
+        self.best = best
         self.checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints)
         self.settings = {**config.model_dump(mode="json"), "data": data_fingerprint, "world_size": world.size}
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
@@ -112,6 +123,8 @@ class Trainer:
             load_optimizer_tensors(self.optimizer, self.objective, checkpoint.tensors["optimizer"])
             if self.ema is not None and "ema" in checkpoint.tensors:
                 self.ema.load_state_dict(checkpoint.tensors["ema"])
+            if self.best is not None and "best" in checkpoint.state:
+                self.best.restore(checkpoint.state["best"], checkpoint.tensors.get("best", {}))
         except (RuntimeError, KeyError) as error:
             raise UserError(
                 f"cannot resume {self.folder}: its weights do not fit this model ({'; '.join(changes)}); "
@@ -142,19 +155,35 @@ class Trainer:
         model = self.wrap()
         meter = Meter(self.world.device)
         self._saved_step, self._saved_at = start, time.monotonic()
+        done = start
+        if self._owes_hooks(start):
+            self._call_hooks(start, log)
         model.train()
-        for step in range(start, self.plan.total_steps):
-            self.step(model, batches, step, meter)
-            done = step + 1
+        enough = self._has_enough()
+        while done < self.plan.total_steps and not enough:
+            self.step(model, batches, done, meter)
+            done += 1
             if done % self.config.log_every == 0 or done == self.plan.total_steps:
                 self.figures = self._report(meter, done, log, progress)
             self._keep(done)
-            if done % self.plan.steps_per_epoch == 0 or done == self.plan.total_steps:
+            if self._ends_epoch(done):
                 self._call_hooks(done, log)
                 model.train()
-        if start == self.plan.total_steps:  # killed after its last save, it may lack what the last hooks make
-            self._call_hooks(start, log)
-        return self._outcome(meter)
+                enough = self._has_enough()
+        if self._saved_step != done:
+            self._save(done, must=True)
+        return self._outcome(meter, done)
+
+    def _ends_epoch(self, done: int) -> bool:
+        return done % self.plan.steps_per_epoch == 0 or done == self.plan.total_steps
+
+    def _owes_hooks(self, start: int) -> bool:
+        """Whether a run that goes on was stopped between a save and what follows it, and lacks that."""
+        unmeasured = self.best is not None and self.best.measured_at < start and self._ends_epoch(start)
+        return start == self.plan.total_steps or (start > 0 and unmeasured)
+
+    def _has_enough(self) -> bool:
+        return self.best is not None and self.world.any(self.best.exhausted)
 
     def _keep(self, done: int) -> None:
         """At the boundary after `done` steps: agree on what is due, share what was unreadable, save, leave if asked to."""
@@ -217,7 +246,7 @@ class Trainer:
         meter.add({**losses, "grad_norm": norm}, bad)
 
     def _count(self, batch: BatchLike) -> None:
-        self.tally.seen += len(batch.images) * self.world.size
+        self.tally.seen += len(batch.keys) * self.world.size
         self._skipped += batch.skipped
 
     def _report(self, meter: Meter, done: int, log: MetricsLog, progress: ProgressLine) -> dict[str, float]:
@@ -259,6 +288,9 @@ class Trainer:
         if self.ema is not None:
             tensors["ema"] = self.ema.state_dict()
         state: dict[str, Any] = {"settings": self.settings, "tally": vars(self.tally), "figures": self.figures}
+        if self.best is not None:
+            state["best"] = self.best.facts()
+            tensors |= {"best": self.best.weights} if self.best.weights else {}
         self.checkpoints.save(Checkpoint(step, tensors, state))
 
     def _leave(self) -> None:
@@ -306,16 +338,18 @@ class Trainer:
         return model
 
     def exported_state(self) -> dict[str, Tensor]:
-        """The weights that the run hands on: the moving average where one was kept."""
+        """The weights that the run hands on: the best ones where they were kept, else the moving average where one was."""
+        if self.best is not None and self.best.weights:
+            return self.best.weights
         source = self.objective.exported if self.ema is None else self.ema.module
         return source.state_dict()
 
-    def _outcome(self, meter: Meter) -> Outcome:
+    def _outcome(self, meter: Meter, done: int) -> Outcome:
         self.tally.seconds += time.monotonic() - self._run_started
         rate, wait = (self.figures.get(key, 0.0) for key in ("images_per_s", "data_wait"))
         if meter.total_images:  # else all was done before, and the last figures are those of then
             rate, wait = meter.total_images / meter.total_seconds, meter.total_wait / meter.total_seconds
-        return Outcome(self.plan.total_steps, self.tally.seconds, rate, wait, self.tally, self.figures)
+        return Outcome(done, self.tally.seconds, rate, wait, self.tally, self.figures)
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
