@@ -89,11 +89,3 @@ def clip_box(box: Box, width: float, height: float, *, margin: float = 0.0) -> B
     top = min(max(0.0, box.top), height - margin)
     bottom = min(max(margin, box.top + box.height), height)
     return Box(left, top, max(margin, right - left), max(margin, bottom - top))
-
-
-def bound_boxes(boxes: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Cut boxes to an image, edge by edge: [n, 4] -> [n, 4]; a box outside becomes one without area at the border."""
-    size = np.array([width, height], np.float64)
-    low = np.clip(boxes[..., :2], 0, size)
-    high = np.clip(boxes[..., :2] + boxes[..., 2:], 0, size)
-    return np.concatenate([low, high - low], axis=-1)
