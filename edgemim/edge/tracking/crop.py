@@ -41,7 +41,7 @@ def crop_square(image: np.ndarray, box: Box, factor: float, size: int) -> Crop:
     if side > _MAX_COPIED_SIDE_PX:
         return Crop(_sample(image, left, top, side, size), resize_factor, left, top, side)
     patch = image[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)]
-    above, before, below, behind = _outside(*image.shape[:2], left, top, side)
+    above, before, below, behind = _outside(image.shape[0], image.shape[1], left, top, side)
     if patch.size == 0:
         return Crop(np.zeros((size, size, 3), np.uint8), resize_factor, left, top, side)
     if above or before or below or behind:
