@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -147,7 +148,9 @@ RECIPES = sorted((REPOSITORY / "configs").rglob("*.y*ml"))
 
 
 def config_class_of(recipe: Path) -> type[Config]:
-    """The config class of the verb that a recipe's own command names."""
+    """The config class of the verb, or of the script's `main`, that a recipe's own command names."""
+    if script := re.search(r"^# Command: python benchmarks/(\w+)\.py ", recipe.read_text(), re.MULTILINE):
+        return get_type_hints(importlib.import_module(f"benchmarks.{script[1]}").main)["config"]
     found = re.search(r"^# Command: .*?\bedgemim ((?:data )?[a-z]+)\b", recipe.read_text(), re.MULTILINE)
     assert found, f"{recipe} does not open with its command"
     verb = VERBS[found[1]]
