@@ -42,12 +42,12 @@ def lasot(predicted: np.ndarray, truth: Truth, dataset: str = "lasot") -> FrameE
     -1: they miss in success and hit in both precisions. A sequence whose curve is zero throughout is left out of means.
     """
     boxes = _cut(predicted, truth)
-    broken = np.isnan(boxes).any(1) | (boxes[:, 2:] <= 0).any(1)
-    boxes = _repeat_previous(boxes, broken & ~np.isnan(truth.boxes).any(1))
+    sound = _all_positive(boxes[:, 2:]) & ~_any_nan(boxes)
+    boxes = _repeat_previous(boxes, ~sound & ~_any_nan(truth.boxes))
     boxes[0] = truth.boxes[0]
     kept = ~_flags(truth)
     boxes, real = boxes[kept], truth.boxes[kept]
-    valid = (real > 0).all(1)
+    valid = _all_positive(real)
     return FrameErrors(
         overlap=np.where(valid, inclusive_iou(boxes, real), -1.0),
         centre_px=np.where(valid, centre_errors(boxes, real), -1.0),
@@ -66,13 +66,13 @@ def pytracking(predicted: np.ndarray, truth: Truth, dataset: str = "lasot") -> F
     has x, y, w and h > 0 and, on LaSOT, no flag of absence. Invalid frames count in the length. They miss in success;
     in precision they miss (UAV123: hit, error -1); in normalised precision they hit, on LaSOT only where present.
     """
-    return _pytracking(predicted, truth, dataset, (truth.boxes > 0).all(1))
+    return _pytracking(predicted, truth, dataset, _all_positive(truth.boxes))
 
 
 def ostrack(predicted: np.ndarray, truth: Truth, dataset: str = "lasot") -> FrameErrors:
     """OSTrack's copy of PyTracking's analysis (lib/test/analysis), which MAE-Lite uses: a frame needs only w and h > 0, so
     that boxes at the left and top border are measured, too; all else as `pytracking`."""
-    return _pytracking(predicted, truth, dataset, (truth.boxes[:, 2:] > 0).all(1))
+    return _pytracking(predicted, truth, dataset, _all_positive(truth.boxes[:, 2:]))
 
 
 def got10k(predicted: np.ndarray, truth: Truth, dataset: str = "got10k") -> FrameErrors:
@@ -86,7 +86,7 @@ def got10k(predicted: np.ndarray, truth: Truth, dataset: str = "got10k") -> Fram
     """
     boxes = _cut(predicted, truth)
     if dataset != "got10k":
-        kept = ~np.isnan(truth.boxes).any(1)
+        kept = ~_any_nan(truth.boxes)
         boxes[0] = truth.boxes[0]
         boxes, real = boxes[kept], truth.boxes[kept]
         return _plain_errors(boxes, real, np.maximum(real[:, 2:], 1.0))
@@ -107,10 +107,10 @@ def pysot(predicted: np.ndarray, truth: Truth, dataset: str = "lasot") -> FrameE
     boxes = _cut(predicted, truth)
     kept = ~_flags(truth)
     boxes, real = boxes[kept], truth.boxes[kept]
-    valid = (real > 0).all(1)
+    valid = _all_positive(real)
     size = real[:, 2:] + _SMALL
-    in_front = (pixel_centres(real) > 0).all(1)
-    norm_in_front = (pixel_centres(real) / size > 0).all(1)
+    in_front = _all_positive(pixel_centres(real))
+    norm_in_front = _all_positive(pixel_centres(real) / size)
     return FrameErrors(
         overlap=np.where(valid, np.clip(_ratio(boxes, real), 0, 1), -1.0),
         centre_px=np.where(in_front, centre_errors(boxes, real), -1.0),
@@ -215,7 +215,7 @@ def _mean_of_nonzero(parts: Sequence[Curves], name: str) -> np.ndarray:
 
 
 def _pytracking(predicted: np.ndarray, truth: Truth, dataset: str, annotated: np.ndarray) -> FrameErrors:
-    no_truth = np.isnan(truth.boxes).any(1)
+    no_truth = _any_nan(truth.boxes)
     if np.isnan(predicted).any() or (predicted[:, 2:] < 0).any():
         raise SequenceError(
             f"sequence {truth.name}: a predicted box is NaN or has a negative size, which PyTracking and OSTrack refuse; "
@@ -227,8 +227,9 @@ def _pytracking(predicted: np.ndarray, truth: Truth, dataset: str, annotated: np
             "score with --protocol clean"
         )
     fills = dataset != "lasot"
-    zero = (predicted[: len(truth), 2:] == 0).any(1)
-    boxes = _repeat_previous(_cut(predicted, truth, shorter=fills), zero & ~no_truth[: len(zero)])
+    zero = np.asarray((predicted[: len(truth), 2:] == 0).any(1))
+    alone = no_truth[: len(zero)]
+    boxes = _repeat_previous(_cut(predicted, truth, shorter=fills), zero & ~alone)
     if fills:
         boxes = np.concatenate([boxes, np.zeros((len(truth) - len(boxes), 4))])
     boxes[0], real = truth.boxes[0], truth.boxes
@@ -260,6 +261,16 @@ def _repeat_previous(boxes: np.ndarray, broken: np.ndarray) -> np.ndarray:
     sound = ~broken[: len(boxes)]
     sound[:1] = True
     return boxes[np.maximum.accumulate(np.where(sound, rows, 0))]
+
+
+def _all_positive(rows: np.ndarray) -> np.ndarray:
+    """[n, k] -> bool [n]; NaN is not positive."""
+    return np.asarray((rows > 0).all(1))
+
+
+def _any_nan(rows: np.ndarray) -> np.ndarray:
+    """[n, k] -> bool [n]."""
+    return np.asarray(np.isnan(rows).any(1))
 
 
 def _flags(truth: Truth) -> np.ndarray:
