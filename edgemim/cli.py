@@ -42,6 +42,7 @@ VERBS = {
     "quantize": Verb("quantize", "QuantizeConfig", "quantize", "add a checked INT8 model to an artifact"),
     "convert": Verb("convert", "ConvertConfig", "convert", "make a run of a published checkpoint"),
     "benchmark": Verb("benchmark", "BenchmarkConfig", "benchmark", "latency of artifacts on this machine's runtimes"),
+    "track": Verb("track", "TrackConfig", "track", "follow an object in a video or a camera; run or score a dataset"),
     "predict": Verb("predict", "PredictConfig", "predict", "name the classes of images, or of their pixels"),
     "data check": Verb("data", "DataCheckConfig", "data_check", "count and check a folder of images; changes nothing"),
     "doctor": Verb("doctor", "DoctorConfig", "doctor", "say what this machine can run"),

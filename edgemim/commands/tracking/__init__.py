@@ -1,0 +1,1 @@
+"""The jobs of `edgemim track`, and the training of trackers."""
