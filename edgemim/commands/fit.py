@@ -9,7 +9,7 @@ from edgemim.errors import UserError
 from edgemim.run import RunRecord
 from edgemim.tasks.task import Task
 from edgemim.training.distributed import World
-from edgemim.training.loop import BatchLike
+from edgemim.training.objective import BatchLike
 from edgemim.training.optim import build_adamw
 from edgemim.training.recipe import Plan, due
 from edgemim.training.session import run_training

@@ -6,11 +6,11 @@ import hashlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,35 +23,15 @@ from edgemim.training.checkpoint import Checkpoint, CheckpointError, CheckpointF
 from edgemim.training.distributed import World
 from edgemim.training.log import MetricsLog, ProgressLine
 from edgemim.training.meter import Meter
-from edgemim.training.objective import Objective
+from edgemim.training.objective import BatchLike, Objective
 from edgemim.training.optim import gradient_norm, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from edgemim.training.recipe import Plan, TrainingConfig, changed_settings
 from edgemim.training.signals import stopped
+from edgemim.training.statistics import RunningStatistics
 from edgemim.training.tally import Tally
 
 _FAILED_SAVES = 3
 _NONFINITE_IN_A_ROW = 3
-
-
-class BatchLike(Protocol):
-    """What the loop needs of a batch; images and labels are whatever the objective takes."""
-
-    keys: Tensor
-    skipped: list[tuple[str, str]]
-
-    @property
-    def images(self) -> Any:
-        """Pixels; of pairs, both crops."""
-        ...
-
-    @property
-    def labels(self) -> Any:
-        """What is to be learnt of them."""
-        ...
-
-    def to(self, device: torch.device) -> BatchLike:
-        """The batch on another device."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +78,7 @@ class Trainer:
         self.settings = {**config.model_dump(mode="json"), "data": data_fingerprint, "world_size": world.size}
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.ema = None if config.ema_decay is None else MovingAverage(objective.exported, config.ema_decay)
-        self._statistics = running_statistics(objective)
+        self._statistics = RunningStatistics(objective)
         self.tally = Tally()
         self.figures: dict[str, float] = {}
         self._skipped: list[tuple[str, str]] = []
@@ -144,10 +124,13 @@ class Trainer:
         log = MetricsLog(self.folder, resume_step=start_step, enabled=self.world.is_main)
         progress = ProgressLine(self.plan.total_steps, start_step, label=self.label, enabled=self.world.is_main)
         # A signal is only noted in here: a step that has begun is ended, and saved.
+        stream = iter(batches)
         with self.world.stop.noting():
             try:
-                return self._loop(iter(batches), start_step, log, progress)
+                return self._loop(stream, start_step, log, progress)
             finally:
+                if isinstance(stream, Generator):  # its workers read ahead of a run that ends early
+                    stream.close()
                 progress.close()
                 log.close()
 
@@ -212,12 +195,13 @@ class Trainer:
         parts = self.config.accumulate
         losses: dict[str, Tensor] = {}
         self.objective.begin_step(step / self.plan.total_steps)
-        before = [(buffer, buffer.clone()) for buffer in self._statistics]
+        self._statistics.remember()
         for part in range(parts):
             # What draws inside the model (drop-path, mixup) depends on these numbers alone: no generator to save.
             torch.manual_seed(_mix(self.config.seed, step, self.world.rank, part))
             batch = meter.wait_for(batches)
-            self._count(batch)
+            self.tally.seen += len(batch.keys) * self.world.size
+            self._skipped += batch.skipped
             batch = batch.to(self.world.device)
             last = part == parts - 1
             alone = isinstance(model, DistributedDataParallel) and not last
@@ -227,10 +211,10 @@ class Trainer:
                 (output.loss / parts).backward()
             for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
                 losses[name] = losses.get(name, 0) + value.detach() / parts
-        self._update(losses, meter, before)
+        self._update(losses, meter)
         meter.images += self.config.batch_size
 
-    def _update(self, losses: dict[str, Tensor], meter: Meter, before: list[tuple[Tensor, Tensor]]) -> None:
+    def _update(self, losses: dict[str, Tensor], meter: Meter) -> None:
         norm = gradient_norm(self.parameters)
         if self.config.clip_grad is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_grad, norm)
@@ -239,15 +223,10 @@ class Trainer:
         self.optimizer.found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for buffer, value in before:  # batch norm took the bad activations in already while it ran
-            buffer.copy_(torch.where(bad > 0, value, buffer))
+        self._statistics.take_back(bad)  # batch norm took the bad activations in already while it ran
         if self.ema is not None:
             self.ema.update(self.objective.exported, bad)
         meter.add({**losses, "grad_norm": norm}, bad)
-
-    def _count(self, batch: BatchLike) -> None:
-        self.tally.seen += len(batch.keys) * self.world.size
-        self._skipped += batch.skipped
 
     def _report(self, meter: Meter, done: int, log: MetricsLog, progress: ProgressLine) -> dict[str, float]:
         figures, worst = meter.read(self.world)
@@ -350,13 +329,6 @@ class Trainer:
         if meter.total_images:  # else all was done before, and the last figures are those of then
             rate, wait = meter.total_images / meter.total_seconds, meter.total_wait / meter.total_seconds
         return Outcome(done, self.tally.seconds, rate, wait, self.tally, self.figures)
-
-
-def running_statistics(module: nn.Module) -> list[Tensor]:
-    """The buffers that a forward pass itself changes: means and variances of batch norms."""
-    names = ("running_mean", "running_var")
-    found = (getattr(part, name, None) for part in module.modules() for name in names)
-    return [buffer for buffer in found if isinstance(buffer, Tensor)]
 
 
 def _mix(*numbers: int) -> int:

@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+
+
+class BatchLike(Protocol):
+    """What the loop needs of a batch; images and labels are whatever the objective takes."""
+
+    keys: Tensor
+    skipped: list[tuple[str, str]]
+
+    @property
+    def images(self) -> Any:
+        """Pixels; of pairs, both crops."""
+        ...
+
+    @property
+    def labels(self) -> Any:
+        """What is to be learnt of them."""
+        ...
+
+    def to(self, device: torch.device) -> BatchLike:
+        """The batch on another device."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""AdamW over timm's parameter groups: no decay of vectors, and layer-wise learning rates for fine-tuning."""
+"""AdamW and SGD over timm's parameter groups: no decay of vectors, and layer-wise learning rates for fine-tuning."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
@@ -28,9 +29,36 @@ def build_adamw(
         no_decay: names of parameters that are not decayed.
         decay_vectors: without `layer_decay`, decay vectors and biases, too.
     """
+    groups = _groups(model, weight_decay, layer_decay, no_decay, decay_vectors)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+
+def build_sgd(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    momentum: float,
+    layer_decay: float | None = None,
+    no_decay: Sequence[str] = (),
+) -> torch.optim.SGD:
+    """Fused SGD with Nesterov's momentum, over groups as `build_adamw` makes them."""
+    groups = _groups(model, weight_decay, layer_decay, no_decay, decay_vectors=False)
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=True)
+    if momentum > 0:
+        # From zero the first step is the same as from nothing; but torch would leave a buffer that it makes in a first step
+        # which is skipped (found_inf) uninitialised, and go on with that.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _groups(
+    model: nn.Module, weight_decay: float, layer_decay: float | None, no_decay: Sequence[str], decay_vectors: bool
+) -> list[dict[str, Any]]:
     if decay_vectors and layer_decay is None:
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for name, p in trained if name not in no_decay], "weight_decay": weight_decay},
             {"params": [p for name, p in trained if name in no_decay], "weight_decay": 0.0},
         ]
@@ -41,7 +69,7 @@ def build_adamw(
     groups = [group for group in groups if group["params"]]
     for group in groups:
         group.setdefault("lr_scale", 1.0)
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+    return groups
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -11,9 +11,10 @@ import torch
 
 from edgemim.errors import UserError
 from edgemim.run import FolderLock, RunRecord, default_folder, prepare_folder, write_text
+from edgemim.training.best import BestWeights
 from edgemim.training.distributed import World, job_name, restarted_by_agent
-from edgemim.training.loop import BatchLike, EpochHook, Outcome, Trainer
-from edgemim.training.objective import Objective
+from edgemim.training.loop import EpochHook, Outcome, Trainer
+from edgemim.training.objective import BatchLike, Objective
 from edgemim.training.recipe import Plan, TrainingConfig
 
 _JOB = ".job"
@@ -130,12 +131,14 @@ def run_training(
     data_fingerprint: str,
     hooks: Sequence[EpochHook] = (),
     evaluations: Sequence[EpochHook] = (),
+    best: BestWeights | None = None,
 ) -> tuple[Trainer, Outcome]:
     """Resume if asked, train to the end of the plan, and put the figures into the record whatever happens.
 
     Args:
         batches: from a start step to the batches of the rest of the run.
         data_fingerprint: names the list of images; a resumed run must see the same.
+        best: keeps the best weights among those that an evaluation hands it, and may end the run.
     """
     trainer = Trainer(
         objective,
@@ -148,6 +151,7 @@ def run_training(
         label=record.verb,
         hooks=hooks,
         evaluations=evaluations,
+        best=best,
     )
     start = trainer.restore() if resumes(config) else 0
     record.begin()

@@ -1,4 +1,4 @@
-"""AdamW over timm's groups: who decays, who learns how fast, and a state that survives a file."""
+"""AdamW and SGD over timm's groups: who decays, who learns how fast, and a state that survives a file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tiny_training import NANO, nano_encoder
 from edgemim.models.weights import bare_vit
 from edgemim.training.optim import (
     build_adamw,
+    build_sgd,
     gradient_norm,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -139,3 +140,64 @@ def test_a_bad_step_leaves_weights_and_moments_alone() -> None:
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
     assert all(torch.equal(moments[key], value) for key, value in optimizer_tensors(optimizer, model).items())
+
+
+def sgd_step_by_hand(model: torch.nn.Module, steps: int) -> list[torch.Tensor]:
+    """The definition: v = m * v + g; w -= rate * (g + m * v)."""
+    values = [p.detach().clone() for p in model.parameters()]
+    speeds = [torch.zeros_like(value) for value in values]
+    torch.manual_seed(1)
+    for _ in range(steps):
+        for value, speed in zip(values, speeds, strict=True):
+            gradient = torch.randn_like(value)
+            speed.mul_(0.9).add_(gradient)
+            value.sub_(0.1 * (gradient + 0.9 * speed))
+    return values
+
+
+def test_sgd_is_nesterovs_from_its_first_step() -> None:
+    model = small_model()
+    expected = sgd_step_by_hand(model, 3)
+    optimizer = build_sgd(model, weight_decay=0.0, momentum=0.9)
+    torch.manual_seed(1)
+    for _ in range(3):
+        set_learning_rate(optimizer, 0.1)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    for p, value in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.detach(), value, rtol=1e-6, atol=1e-7)
+
+
+def test_sgd_leaves_a_bad_first_step_out() -> None:
+    """torch makes its momentum in the first step: skipped there, it would be whatever lay in memory."""
+    good, bad = small_model(), small_model()
+    ends = []
+    for model, flags in ((good, (0.0,)), (bad, (1.0, 0.0))):
+        optimizer = build_sgd(model, weight_decay=0.01, momentum=0.9)
+        set_learning_rate(optimizer, 0.1)
+        for flag in flags:
+            for p in model.parameters():
+                p.grad = torch.full_like(p, torch.nan if flag else 0.5)
+            optimizer.found_inf = torch.tensor(flag)  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.step()
+        ends.append([*model.parameters(), *(state["momentum_buffer"] for state in optimizer.state.values())])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_sgd_has_the_layers_and_the_decay_of_adamw_and_its_state_survives_a_file() -> None:
+    model = bare_vit(NANO, num_classes=5)
+    common = {"weight_decay": 0.05, "layer_decay": 0.75, "no_decay": tuple(model.no_weight_decay())}
+    sgd, adamw = build_sgd(model, momentum=0.9, **common), build_adamw(model, betas=(0.9, 0.999), **common)
+    for key in ("lr_scale", "weight_decay"):
+        assert settings_of(sgd, model, key) == settings_of(adamw, model, key)
+    torch.manual_seed(0)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p) if p.requires_grad else None
+    sgd.step()
+    saved = {key: value.clone() for key, value in optimizer_tensors(sgd, model).items()}
+    assert set(saved) == {f"{name}|momentum_buffer" for name, p in model.named_parameters() if p.requires_grad}
+    fresh = build_sgd(model, momentum=0.9, **common)
+    load_optimizer_tensors(fresh, model, saved)
+    again = optimizer_tensors(fresh, model)
+    assert all(torch.equal(again[key], value) for key, value in saved.items())
