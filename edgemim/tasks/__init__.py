@@ -16,13 +16,20 @@ from edgemim.run import read_record
 from edgemim.tasks.classification import ClassificationConfig, ClassificationTask, build_model
 from edgemim.tasks.segmentation import SegmentationConfig, SegmentationTask, build_segmenter, open_pairs
 from edgemim.tasks.task import LabelledData, Task
+from edgemim.tasks.tracking import TrackingConfig, TrackingTask, build_tracking_task
 
-__all__ = ["ClassificationTask", "LabelledData", "SegmentationTask", "Task", "TaskConfig", "load_task"]
+__all__ = ["ClassificationTask", "LabelledData", "SegmentationTask", "Task", "TaskConfig", "TrackingTask", "load_task"]
 
 TaskConfig = Annotated[
-    ClassificationConfig | SegmentationConfig,
+    ClassificationConfig | SegmentationConfig | TrackingConfig,
     pydantic.Field(discriminator="name"),
-    Presets({"classification": ClassificationConfig(), "segmentation": SegmentationConfig()}),
+    Presets(
+        {
+            "classification": ClassificationConfig(),
+            "segmentation": SegmentationConfig(),
+            "tracking": TrackingConfig(),
+        }
+    ),
 ]
 
 
@@ -35,7 +42,11 @@ def load_task(run: Path, *, data: Path | None = None, val: Path | None = None) -
         UserError: if the run holds no such model, or its weights do not fit.
     """
     facts = read_facts(run)
-    builders = {ClassificationTask.task_name: _classification, SegmentationTask.task_name: _segmentation}
+    builders = {
+        ClassificationTask.task_name: _classification,
+        SegmentationTask.task_name: _segmentation,
+        TrackingTask.task_name: _tracking,
+    }
     if facts["kind"] not in builders:
         found = "an encoder" if facts["kind"] == "encoder" else f"a {facts['kind']}"
         raise UserError(f"{run} holds {found}, not a fine-tuned model; run `edgemim finetune` on it first")
@@ -48,7 +59,7 @@ def load_task(run: Path, *, data: Path | None = None, val: Path | None = None) -
     load_weights(task.model, read_tensors(run / "model" / MODEL_FILE))
     if isinstance(task, SegmentationTask):
         task.pairs = open_pairs(read_record(run).get("config", {}), data, val, labels)
-    else:
+    elif not isinstance(task, TrackingTask):
         task.data = _open_data(run, data, val, labels)
     return task.eval()
 
@@ -62,6 +73,10 @@ def _segmentation(facts: dict[str, Any], labels: tuple[str, ...], preprocessing:
     model = build_segmenter(facts["architecture"], len(labels))
     inference = SegmentationInference.model_validate(facts["inference"])
     return SegmentationTask(model, labels, preprocessing, inference, None, architecture=facts["architecture"])
+
+
+def _tracking(facts: dict[str, Any], labels: tuple[str, ...], preprocessing: Preprocessing) -> Task:
+    return build_tracking_task(facts, preprocessing)
 
 
 def _open_data(run: Path, data: Path | None, val: Path | None, labels: tuple[str, ...]) -> LabelledData | None:
