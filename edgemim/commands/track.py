@@ -13,9 +13,9 @@ from edgemim.errors import UserError
 
 # What each of the three jobs alone has a use for; the rest serves more than one.
 _OF_VIDEO = ("source", "box", "box_file", "csv", "show", "reader", "frames", "lost_below")
-_OF_DATASET = ("data", "split", "workers", "resume", "pytracking_int")
+_OF_DATASET = ("data", "workers", "resume", "pytracking_int")
 _OF_SCORE = ("annotations",)
-_OF_BOTH = ("sequences", "protocol")
+_OF_BOTH = ("split", "sequences", "protocol", "skip_missing", "exclude_invalid_frames")
 
 
 class TrackConfig(Config):
@@ -71,6 +71,10 @@ class TrackConfig(Config):
     """Whose conventions the figures follow; default those of the dataset's own toolkit."""
     workers: int = pydantic.Field(1, ge=1)
     """Sequences at once, each in a process of its own."""
+    skip_missing: bool = False
+    """Score the sequences that are there and whole, for all trackers alike, in place of refusing an unfinished result."""
+    exclude_invalid_frames: bool = False
+    """Take shares of the valid frames alone (PyTracking's option; not comparable with published figures)."""
     resume: bool = False
     """Go on in the folder given by --out; finished sequences are kept."""
     pytracking_int: bool = False

@@ -22,6 +22,8 @@ from edgemim.run import write_text
 _BESIDE = re.compile(r"_(time|times|object_presence_scores|confidence|scores?|all_boxes|all_scores|segmentation)$")
 _REPETITION = re.compile(r"_(\d{3})$")
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".zip")
+TEMPORARY = "edgemim-archive-"
+"""Begins the name of the folder that an archive is unpacked into."""
 _TEXT = frozenset({".txt", ".json", ".label", ".ini"})
 _MAX_FILE_BYTES, _MAX_FILES = 64 * 2**20, 200_000
 
@@ -99,7 +101,7 @@ def opened(path: Path) -> Iterator[Path]:
     if not (path.is_file() and path.name.lower().endswith(_ARCHIVES)):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="edgemim-") as temporary:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as temporary:
         folder = Path(temporary)
         try:
             _unpack(path, folder)
