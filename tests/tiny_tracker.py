@@ -70,7 +70,7 @@ def tiny_tracker(folder: Path, form: Literal["joint", "cached"] = "joint") -> Ar
         tracking=TrackingInference(form=form, template_size=TEMPLATE, search_size=SEARCH),
         opset=18,
     )
-    graphs = {"onnx-fp32": _joint()} if form == "joint" else {"onnx-fp32-template": _encode(), "onnx-fp32": _search()}
+    graphs = {"onnx-fp32": _joint()} if form == "joint" else {"onnx-fp32": _search(), "onnx-fp32-template": _encode()}
     files = {}
     for key, (nodes, inputs, outputs) in graphs.items():
         model = _model(nodes, inputs, outputs)

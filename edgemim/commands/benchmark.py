@@ -22,6 +22,7 @@ from edgemim.edge.isolated import CaseFailed, IsolatedCase, IsolatedResult, meas
 from edgemim.edge.latency_table import print_table, row_name, save_picture
 from edgemim.edge.machine import INSTALL, describe, runtime_version, usable_cpus
 from edgemim.edge.runtime import READERS, Session, open_session
+from edgemim.edge.tracking.tracker import example_inputs
 from edgemim.errors import UserError
 from edgemim.run import RunRecord, find_run, prepare_folder, write_text
 
@@ -113,7 +114,8 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         if not any(row["status"] == "ok" for row in rows):
             raise UserError("nothing could be measured; the table above says why")
     print(f"figures in {out / 'benchmark.json'}, picture in {out / 'latency.png'}")
-    print(f"next: edgemim predict {folders[0]} IMAGE...")
+    following = f"track VIDEO --artifact {folders[0]}" if artifacts[0].manifest.tracking else f"predict {folders[0]} IMAGE..."
+    print(f"next: edgemim {following}")
     return result
 
 
@@ -133,6 +135,9 @@ def open_case(
     manifest = artifact.manifest
     size = manifest.preprocessing.image_size
     shape = (batch, *(side or size for side in manifest.input_shape[1:]))
+    if manifest.tracking is not None:
+        inputs = example_inputs(artifact, key, runtime=runtime, threads=threads)
+        return lambda: session.run(inputs), {"precision": session.precision}
     inputs = {manifest.input_name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
     return lambda: session.run(inputs), {"precision": session.precision}
 
@@ -154,6 +159,8 @@ def _sources(artifact: Artifact, config: BenchmarkConfig) -> Iterator[tuple[Arti
 def _pytorch_state(artifact: Artifact) -> tuple[str, str]:
     if not artifact.manifest.source.get("run"):
         return "skipped", "the manifest names no PyTorch run"
+    if artifact.manifest.tracking is not None:
+        return "skipped", "of trackers the files are measured"
     if not _run_folder(artifact).is_dir():
         return "skipped", f"the run {artifact.manifest.source['run']} is not on this machine"
     if importlib.util.find_spec("torch") is None:

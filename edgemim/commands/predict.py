@@ -68,7 +68,8 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     artifact = None if _is_run(folder) else Artifact.open(folder)
     manifest = _describe(folder) if artifact is None else artifact.manifest
     if manifest.task not in ("classification", "segmentation"):
-        raise UserError(f"{folder} is for {manifest.task}; predict handles classification and segmentation")
+        hint = f"; for a video: edgemim track VIDEO --artifact {folder}" if manifest.task == "tracking" else ""
+        raise UserError(f"{folder} is for {manifest.task}; predict handles classification and segmentation{hint}")
     if config.mode is not None and manifest.inference is None:
         raise UserError(f"--mode is for segmentation, {folder} holds a classifier; leave it out")
     paths = find_images(config.images)

@@ -44,8 +44,7 @@ def track_video(config: TrackConfig) -> dict[str, Any]:
     key = choose_key(artifact, config.key, config.runtime, int8=config.int8)
     tracker = Tracker.open(artifact, key, runtime=config.runtime, threads=config.threads, lost_below=config.lost_below)
     with open_frames(config.source, config.reader) as frames:
-        first = frames.read()
-        assert first is not None, "a source without frames raises"
+        first = frames.first()
         box = checked_box(select_box(first) if box is None else box, first.shape[1], first.shape[0])
         out = Outputs(config)  # made only now: a box that does not fit leaves nothing behind
         with RunRecord("track", out.folder, config) as record:

@@ -63,6 +63,12 @@ class Frames:
         self.count += 1
         return image
 
+    def first(self) -> np.ndarray:
+        """The first frame, to be called before any other is read. Raises FrameError if there is none."""
+        image = self.read()
+        assert image is not None, "read raises where there is no frame at all"
+        return image
+
     def __iter__(self) -> Iterator[np.ndarray]:
         while (image := self.read()) is not None:
             yield image

@@ -147,6 +147,26 @@ class Tracker:
         return decoded.score
 
 
+def example_inputs(artifact: Artifact, key: str, *, runtime: str | None, threads: int) -> dict[str, np.ndarray]:
+    """Noise of the right names and shapes for one graph of a tracking artifact, to time it; a cache comes from its graph.
+
+    Raises as `open_session` does, UserError on an artifact that is no tracker.
+    """
+    facts = artifact.manifest.tracking
+    if facts is None:
+        raise UserError(f"{artifact.folder} is for {artifact.manifest.task}, not a tracker")
+    generator = np.random.default_rng(0)
+    template, search = (
+        {name: generator.standard_normal((1, 3, side, side)).astype(np.float32)}
+        for name, side in ((facts.template_name, facts.template_size), (facts.search_name, facts.search_size))
+    )
+    if key.endswith(TEMPLATE_SUFFIX):
+        return template
+    if facts.form == "cached":
+        template = open_session(artifact, key + TEMPLATE_SUFFIX, runtime=runtime, threads=threads).run(template)
+    return {**template, **search}
+
+
 def checked_box(box: Box | tuple[float, ...] | np.ndarray, width: int, height: int) -> Box:
     """A box to start from, on an image of `width` × `height` pixels.
 
