@@ -12,6 +12,10 @@ from typing import Any
 
 import numpy as np
 
+# What changed less than this before it was listed may change again within the same tick of the file system's clock,
+# unseen by its mtime: such a listing is used but not cached. Two seconds is the coarsest clock in use (FAT).
+SETTLED_NS = 2_000_000_000
+
 _MAGIC = b"EDGEMIM1"
 _PREFIX = struct.Struct("<8sQ")
 _ALIGN = 64
@@ -104,3 +108,23 @@ def _view(data: np.ndarray, start: int, dtype: str, length: int, position: int) 
 
 def _aligned(size: int) -> int:
     return -(-size // _ALIGN) * _ALIGN
+
+
+def cache_file(kind: str, path: Path) -> Path | None:
+    """Where the index of a folder or file is cached, below XDG_CACHE_HOME/edgemim; None without a home directory."""
+    configured = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    name = hashlib.blake2b(os.fsencode(os.path.realpath(path)), digest_size=16).hexdigest()
+    return base / "edgemim" / kind / f"{name}.index"
+
+
+def keep(index: FlatIndex, file: Path) -> FlatIndex:
+    """Put the index on disk and map it from there; in memory it stays if the disk refuses."""
+    try:
+        index.save(file)
+        return FlatIndex.open(file)
+    except (OSError, IndexUnusable):
+        return index

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from edgemim.data.folders import ImageFolder
+from edgemim.data.image_set import ImageSet
 from edgemim.data.order import StepSampler, epoch_order, sample_key, steps_per_epoch
 from edgemim.data.stream import (
     Batch,
@@ -23,7 +23,7 @@ from edgemim.data.stream import (
     training_stream,
 )
 from edgemim.data.transforms import EvalTransform, KeyedTransform
-from edgemim.edge.images import ImageError, Preprocessing, load_image
+from edgemim.edge.images import ImageError, Preprocessing
 from edgemim.errors import UserError
 
 __all__ = [
@@ -41,7 +41,7 @@ MAX_PIXELS = 128_000_000
 
 
 def build_loader(
-    folder: ImageFolder,
+    folder: ImageSet,
     transform: KeyedTransform,
     *,
     seed: int,
@@ -57,7 +57,7 @@ def build_loader(
         len(folder),
         seed,
         folder.root,
-        read=partial(_image, folder, max_pixels),
+        read=partial(folder.image, max_pixels=max_pixels),
         transform=transform,
         collect=partial(_collect, folder),
     )
@@ -65,7 +65,7 @@ def build_loader(
 
 
 def eval_loader(
-    folder: ImageFolder,
+    folder: ImageSet,
     preprocessing: Preprocessing,
     *,
     batch_size: int,
@@ -90,18 +90,20 @@ def eval_loader(
 class EvaluationSamples(Dataset):
     """Reads lists of indices into batches without the unreadable images."""
 
-    def __init__(self, folder: ImageFolder, transform: EvalTransform, max_pixels: int) -> None:
+    def __init__(self, folder: ImageSet, transform: EvalTransform, max_pixels: int) -> None:
         self.folder, self.transform, self.max_pixels = folder, transform, max_pixels
 
-    def __getitems__(self, indices: list[int]) -> Batch:
+    def __getitems__(self, indices: list[int]) -> Batch | UserError:
         skipped: list[tuple[str, str]] = []
         images, shown = [], []
         for index in indices:
             try:
-                image = _image(self.folder, self.max_pixels, index)
+                image = self.folder.image(index, self.max_pixels)
             except (ImageError, OSError) as error:
                 skipped.append(fault(error))
                 continue
+            except UserError as error:  # handed over as a value, see BatchStream
+                return error
             images.append(self.transform(image))
             shown.append(index)
         keys = [sample_key(0, 0, index, "evaluate") for index in shown]
@@ -138,12 +140,8 @@ class _WithoutEmpty:
         yield held
 
 
-def _image(folder: ImageFolder, max_pixels: int, index: int) -> np.ndarray:
-    return load_image(folder.path(index), max_pixels=max_pixels)
-
-
 def _collect(
-    folder: ImageFolder, images: list[np.ndarray], shown: list[int], keys: list[int], skipped: list[tuple[str, str]]
+    folder: ImageSet, images: list[np.ndarray], shown: list[int], keys: list[int], skipped: list[tuple[str, str]]
 ) -> Batch:
     return Batch(
         images=torch.from_numpy(np.stack(images)) if images else torch.empty(0, dtype=torch.uint8),

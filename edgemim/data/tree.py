@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 from edgemim.edge.images import IMAGE_SUFFIXES
 
 _SUFFIXES = frozenset(os.fsencode(suffix) for suffix in IMAGE_SUFFIXES)
-_SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
 class Listing(NamedTuple):
@@ -32,11 +33,22 @@ class Directory(NamedTuple):
 def find_splits(root: str | Path) -> dict[str, Path]:
     """The sub-folders "train" and "val" or "test" (or both) of a set that is split so; {} if it is not."""
     found = {}
-    for split, names in _SPLITS.items():
+    for split, names in SPLIT_NAMES.items():
         paths = [Path(root) / name for name in names if (Path(root) / name).is_dir()]
         if paths:
             found[split] = paths[0]
     return found if "train" in found and len(found) > 1 else {}
+
+
+def split_named(name: str) -> str | None:
+    """ "train", "val" or "test", as which a name is known; None if it is no name of a split."""
+    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
+
+
+def split_of_file(name: str) -> str | None:
+    """The split that a word of a file's name says: train-00003.tar, validation-00000-of-00002.parquet."""
+    words = re.split(r"[-_.]", name)
+    return next((split for split in map(split_named, words) if split), None)
 
 
 def walk(root: Path, on_error: Callable[[Path, OSError], None]) -> Iterator[Directory]:

@@ -191,7 +191,7 @@ def test_a_listing_that_may_still_change_unseen_is_not_cached(tmp_path, cache_ho
 def test_another_list_version_or_suffix_set_is_rebuilt(tmp_path, monkeypatch):
     grow(tmp_path, "a/1.png", "b/2.png")
     scan_folder(tmp_path)
-    monkeypatch.setattr(folders, "_LIST_VERSION", 2)
+    monkeypatch.setattr(folders, "_LIST_VERSION", 3)
     walked = []
     walk = folders.walk
     monkeypatch.setattr(folders, "walk", lambda *args: walked.append(1) or walk(*args))
