@@ -13,7 +13,7 @@ from edgemim.errors import UserError
 
 # What each of the three jobs alone has a use for; the rest serves more than one.
 _OF_VIDEO = ("source", "box", "box_file", "csv", "show", "reader", "frames", "lost_below")
-_OF_DATASET = ("data", "workers", "resume", "pytracking_int")
+_OF_DATASET = ("data", "workers", "resume", "pytracking_int", "baseline", "filmstrip")
 _OF_SCORE = ("annotations",)
 _OF_BOTH = ("split", "sequences", "protocol", "skip_missing", "exclude_invalid_frames")
 
@@ -75,6 +75,10 @@ class TrackConfig(Config):
     """Score the sequences that are there and whole, for all trackers alike, in place of refusing an unfinished result."""
     exclude_invalid_frames: bool = False
     """Take shares of the valid frames alone (PyTracking's option; not comparable with published figures)."""
+    baseline: bool = False
+    """Score the first box, repeated, beside the tracker."""
+    filmstrip: int = pydantic.Field(8, ge=0)
+    """Frames in the picture of each sequence; 0 makes none."""
     resume: bool = False
     """Go on in the folder given by --out; finished sequences are kept."""
     pytracking_int: bool = False
@@ -93,7 +97,7 @@ def track(config: TrackConfig) -> Any:
 
         return score(config)
     if config.dataset is not None:
-        _refuse_idle(config, "--dataset", (*_OF_VIDEO, *_OF_SCORE))
+        _refuse_idle(config, "--dataset", (*_OF_VIDEO[1:], *_OF_SCORE))
         from edgemim.commands.tracking.evaluate import evaluate
 
         return evaluate(config)

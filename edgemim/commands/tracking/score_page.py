@@ -22,24 +22,35 @@ from edgemim.run import write_text
 if TYPE_CHECKING:
     from edgemim.commands.tracking.score import Rules, Scored
 
+# A page of hundreds of filmstrips would open in no browser.
+_SHOWN = 12
+
 TITLES = {
     "auc": "AUC",
     "op50": "OP50",
     "op75": "OP75",
-    "precision": "precision at 20 px",
-    "norm_precision": "norm. precision at 0.20",
-    "norm_precision_mean": "norm. precision, mean",
+    "precision": "P@20px",
+    "norm_precision": "Pnorm@0.20",
+    "norm_precision_mean": "Pnorm mean",
     "ao": "AO",
     "sr50": "SR 0.50",
     "sr75": "SR 0.75",
 }
-"""Names of the figures in tables; all are percentages."""
+"""Names of the figures in tables, all percentages: precision at a centre error of 20 pixels, normalised at 0.20 sizes."""
 
 
 def write_scores(
-    out: Path, scored: Sequence[Scored], rules: Rules, frames: Mapping[str, int], faults: Mapping[str, str]
+    out: Path,
+    scored: Sequence[Scored],
+    rules: Rules,
+    frames: Mapping[str, int],
+    faults: Mapping[str, str],
+    pictures: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
-    """Write scores.json, per_sequence.csv, the plots and report.html into `out`; returns what stands in scores.json."""
+    """Write scores.json, per_sequence.csv, the plots and report.html into `out`; returns what stands in scores.json.
+
+    `pictures` are filmstrips by sequence; the page shows some.
+    """
     names = list(scored[0].sequences)
     result = {
         "dataset": rules.dataset,
@@ -62,7 +73,7 @@ def write_scores(
     plots = success_plots(scored)
     for name, figure in plots.items():
         save_figure(figure, out / f"{name}.png")
-    _page(result, plots, rules).save(out / "report.html")
+    _page(result, plots, rules, pictures or {}).save(out / "report.html")
     return result
 
 
@@ -105,7 +116,7 @@ def _figures(result: Mapping[str, Any]) -> list[str]:
     return [name for name in TITLES if name in first]
 
 
-def _page(result: Mapping[str, Any], plots: Mapping[str, Figure], rules: Rules) -> Report:
+def _page(result: Mapping[str, Any], plots: Mapping[str, Figure], rules: Rules, pictures: Mapping[str, Path]) -> Report:
     chosen = _figures(result)
     trackers = list(result["overall"])
     lead = f"{result['sequences']} sequences of {result['dataset']}, conventions of {result['protocol']}"
@@ -125,6 +136,10 @@ def _page(result: Mapping[str, Any], plots: Mapping[str, Figure], rules: Rules) 
         for name, entry in result["per_sequence"].items()
     ]
     page.table(["sequence", "frames", *heads], lines)
+    if pictures:
+        page.section("Filmstrips")
+    for name, path in list(pictures.items())[:_SHOWN]:
+        page.figure(path, name)
     page.section("How it was counted").text(inspect.getdoc(rules.protocol.errors) or "")
     if result["exclude_invalid_frames"]:
         page.note("Shares are taken of the valid frames alone: not comparable with published figures.", tone="warn")
