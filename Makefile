@@ -5,7 +5,7 @@ EDGE_VENV ?= .venv-edge
 BIN := $(VENV)/bin
 TESTS ?=
 
-.PHONY: demo test test-slow test-edge lint types imports check format clean
+.PHONY: demo test test-slow test-edge test-cpp test-browser lint types imports check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/edgemim quickstart
@@ -19,6 +19,20 @@ test-slow: $(VENV)/installed
 # The edge wing alone, in an environment where torch was never installed.
 test-edge: $(VENV)/installed $(EDGE_VENV)/installed
 	tests/edge_alone.sh $(BIN) $(EDGE_VENV)/bin
+
+# The C++ program and the browser page: both install the Debian packages that they need, and the page its npm package.
+test-cpp: $(VENV)/installed
+	tests/debian_packages.sh cmake make g++ libjpeg-dev nlohmann-json3-dev
+	cmake -S export/cpp -B build/cpp -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build build/cpp
+	EDGEMIM_CPP=build/cpp $(BIN)/python -m pytest tests/test_cpp_program.py
+
+test-browser: $(VENV)/installed
+	command -v npm >/dev/null || tests/debian_packages.sh nodejs npm
+	command -v chromium >/dev/null || tests/debian_packages.sh chromium
+	mkdir -p build/browser && cp export/browser/package.json build/browser/
+	npm install --prefix build/browser --ignore-scripts --no-audit --no-fund
+	EDGEMIM_NODE_MODULES=build/browser/node_modules $(BIN)/python -m pytest tests/test_browser_page.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

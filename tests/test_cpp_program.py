@@ -70,7 +70,9 @@ def test_the_same_answers_on_twenty_photos(program: Path, artifact: Artifact, pi
         assert one["label"] == artifact.manifest.labels[int(logits.argmax())]
         np.testing.assert_allclose(one["logits"], logits, atol=1e-5, err_msg=one["image"])
     plain = run(program, str(artifact.folder), pictures[0]).stdout.split("\t")
-    assert plain[:2] == [pictures[0], found[0]["label"]] and float(plain[2]) == pytest.approx(found[0]["probability"], abs=1e-4)
+    assert plain[:2] == [pictures[0], found[0]["label"]] and float(plain[2]) == pytest.approx(
+        found[0]["probability"], abs=1e-4
+    )
 
 
 def test_mistakes_are_one_sentence(program: Path, artifact: Artifact, pictures: list[str], tmp_path: Path) -> None:
