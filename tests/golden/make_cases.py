@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import sys
 from collections.abc import Mapping
 from itertools import pairwise
@@ -34,7 +35,8 @@ _STUDENT = {"embed_dim": _WIDTH, "depth": _DEPTH, "num_heads": _HEADS, **_DECODE
 _DEEP = 6
 _STAGES = (4, 8, 16, 32)
 _HIERA_SIDE, _HIERA_KERNEL, _HIERA_STRIDE, _UNITS = 32, 3, 2, 4
-_TOO_LARGE = ("filter_224_r40",)
+_TRACKER, _TEMPLATE, _SEARCH, _BASE_GRID = 8, 16, 24, 5
+_TOO_LARGE = ("filter_224_r40", "heatmap_320_16", "mask_CTR_POINT", "mask_CTR_REC", "mask_GT_BOX")
 # Outputs that are numbered by a layer, at these depths.
 _NUMBERED: dict[str, tuple[str, ...]] = {
     "mae": ("block2", "grad.cls_token", "grad.decoder_pred.weight"),
@@ -43,6 +45,12 @@ _NUMBERED: dict[str, tuple[str, ...]] = {
     "deepmim": ("latent1", "latent2", "latent3", "grad.blocks.3.attn.qkv.weight"),
     "vit_finetune": ("attn_logits2", "block2"),
     "simmim_vit": ("block2",),
+    "ostrack": (
+        "eval.block2",
+        "eval.block3",
+        *(f"{mode}.removed_search_index_block{number}" for mode in ("eval", "train") for number in (2, 3)),
+        *(f"eval.kept_search_index_after_block{number}" for number in (2, 3)),
+    ),
 }
 
 # What is other than in the published case.
@@ -82,6 +90,19 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "pixmim_lowpass": {"img_size": _IMAGE, "radius": 4},
     "maskfeat_hog": {"img_size": 32},
+    "ostrack": {
+        "base_img": _BASE_GRID * _PATCH,
+        "patch": _PATCH,
+        "template": _TEMPLATE,
+        "search": _SEARCH,
+        "embed_dim": _TRACKER,
+        "depth": 3,
+        "num_heads": 2,
+        "ce_loc": [1, 2],
+        "ce_keep_ratio": [0.7, 0.6],
+        "head_channels": _TRACKER,
+    },
+    "ostrack_targets": {"crop": "suffix t: area factor 2, size 8; suffix s: factor 4, size 16"},
 }
 
 
@@ -253,6 +274,26 @@ def hiera_wrapper() -> Shapes:
     return parts | own
 
 
+def tracker() -> Shapes:
+    """OSTrack's: an encoder that keeps what it was pre-trained with, two tables of its own, three stacks."""
+    parts: Shapes = {"cls_token": (1, 1, _TRACKER), "pos_embed": (1, _BASE_GRID**2 + 1, _TRACKER)}
+    parts |= {"pos_embed_z": (1, (_TEMPLATE // _PATCH) ** 2, _TRACKER)}
+    parts |= {"pos_embed_x": (1, (_SEARCH // _PATCH) ** 2, _TRACKER), "patch_embed.proj.bias": (_TRACKER,)}
+    parts |= {"patch_embed.proj.weight": (_TRACKER, 3, _PATCH, _PATCH)} | norm("norm", _TRACKER)
+    for number in range(3):
+        parts |= block(f"blocks.{number}", _TRACKER)
+    found: Shapes = {f"backbone.{key}": shape for key, shape in parts.items()}
+    for stack, out in (("ctr", 1), ("offset", 2), ("size", 2)):
+        widths = (_TRACKER, _TRACKER, _TRACKER // 2, _TRACKER // 4, _TRACKER // 8)
+        for number, (inputs, outputs) in enumerate(pairwise(widths), start=1):
+            stem = f"box_head.conv{number}_{stack}"
+            found |= {f"{stem}.0.weight": (outputs, inputs, 3, 3), f"{stem}.0.bias": (outputs,)}
+            found |= norm(f"{stem}.1", outputs) | {f"{stem}.1.running_mean": (outputs,)}
+            found |= {f"{stem}.1.running_var": (outputs,), f"{stem}.1.num_batches_tracked": ()}
+        found |= {f"box_head.conv5_{stack}.weight": (out, widths[-1], 1, 1), f"box_head.conv5_{stack}.bias": (out,)}
+    return found
+
+
 def finetuned() -> Shapes:
     """A classifier of the mean of the patch tokens."""
     parts = {key: shape for key, shape in vit().items() if not key.startswith("norm.")}
@@ -272,6 +313,8 @@ SHAPES: dict[str, Shapes] = {
     "hiera_mae": hiera_wrapper(),
     "pixmim_lowpass": {},
     "maskfeat_hog": {},
+    "ostrack": tracker(),
+    "ostrack_targets": {},
 }
 
 
@@ -279,7 +322,9 @@ def draw(case: str, generator: torch.Generator) -> dict[str, Tensor]:
     """Weights as the published cases draw them: no term vanishes, fixed tables keep their values."""
     weights = {}
     for key, shape in SHAPES[case].items():
-        if "pos_embed" in key and case not in ("vit_finetune", "hiera_mae"):
+        if key.endswith(("pos_embed_z", "pos_embed_x")):
+            value = _interpolated(weights["backbone.pos_embed"], shape[1])
+        elif "pos_embed" in key and case not in ("vit_finetune", "hiera_mae", "ostrack"):
             table = sincos_positions(shape[-1], (_GRID, _GRID), prefix=1)
             value = swap_halves(table) if case in ("mff", "mocov3") else table
         elif key.endswith(("weight_g", "running_var")):
@@ -297,8 +342,22 @@ def draw(case: str, generator: torch.Generator) -> dict[str, Tensor]:
     return weights
 
 
+def _interpolated(table: Tensor, tokens: int) -> Tensor:
+    """Positions of a square grid for one of so many tokens, without the class token's."""
+    picture = table[:, 1:].transpose(1, 2).unflatten(2, (_BASE_GRID, _BASE_GRID))
+    side = math.isqrt(tokens)
+    resized = torch.nn.functional.interpolate(picture, (side, side), mode="bicubic", align_corners=False)
+    return resized.flatten(2).transpose(1, 2)
+
+
 def draw_inputs(template: Case, config: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
     """Inputs under the published case's names."""
+    if template.name == "ostrack_targets":
+        return draw_targets(template, generator)
+    if template.name == "ostrack":
+        sides = {"template_images": _TEMPLATE, "search_images": _SEARCH}
+        images = {name: torch.randn(2, 3, side, side, generator=generator) for name, side in sides.items()}
+        return images | {name: template.inputs[name] for name in ("template_anno", "search_anno")}
     side = config["input_size"][0] if "input_size" in config else config["img_size"]
     images = (3, side, side)
     found: dict[str, Tensor] = {}
@@ -317,6 +376,13 @@ def draw_inputs(template: Case, config: Mapping[str, Any], generator: torch.Gene
     if "ids_shuffle" in template.inputs:
         found["ids_shuffle"] = found["noise"].argsort(1)
     return found
+
+
+def draw_targets(template: Case, generator: torch.Generator) -> dict[str, Tensor]:
+    """The published boxes and scores, and a smaller picture with the boxes of its crops."""
+    image = torch.randint(0, 256, (24, 32, 3), generator=generator, dtype=torch.uint8)
+    small = {"image_uint8_hwc": image, "crop_boxes_xywh": template.inputs["crop_boxes_xywh"] / 5}
+    return template.inputs | small
 
 
 def _mask(case: str, published: Tensor) -> Tensor:
@@ -345,6 +411,9 @@ def record(name: str, published: Path, out: Path) -> int:
         "outputs": {},
         "tolerance": template.facts["tolerance"],
     }
+    if "scalars" in template.facts:
+        facts["scalars"] = copy.deepcopy(template.facts["scalars"])
+        facts["scalars"]["map_box_back"]["search_size"] = _SEARCH
     recording = Recording()
     RUNNERS[name](Case(out / name, name, facts, weights, inputs, dict.fromkeys(wanted, torch.zeros(())), recording))
     facts["outputs"] = {key: {"shape": list(value.shape)} for key, value in recording.outputs.items()}
