@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edgemim.edge.tracking.boxes import Box, clip_box
-from edgemim.edge.tracking.crop import Crop, crop_square, padding_mask
+from edgemim.edge.tracking.crop import crop_square, padding_mask
 from edgemim.edge.tracking.decode import Decoded, decode_maps, hann_window, to_image
 from edgemim.models.center_head import TrackMaps, decode_boxes
 from edgemim.models.convert.ostrack import ostrack_size, plan_ostrack
@@ -266,23 +266,15 @@ def _crops(result: Comparison) -> None:
         if found := re.fullmatch(r"crop(\d+)([a-z]+)", name):
             box = Box.of(inputs["crop_boxes_xywh"][int(found[1])].numpy())
             factor, size = described[found[2]]
-            height, width = _seen(crop_square(image, box, factor, size), *image.shape[:2])
-            seen = image.copy()
-            seen[height:], seen[:, width:] = 0, 0
-            crop = crop_square(seen, box, factor, size)
+            crop = crop_square(image, box, factor, size)
             # cv2's versions differ by a level, and the case says so.
             if result.case.recording is None:
                 result.statistic(name, torch.from_numpy(crop.pixels), outputs[name], allowed=1.0)
             else:
                 result.output(name, torch.from_numpy(crop.pixels))
             result.output(f"{name}.resize_factor", torch.tensor(crop.resize_factor))
-            result.output(f"{name}.padmask", torch.from_numpy(padding_mask(crop, height, width)))
-
-
-def _seen(crop: Crop, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of an image that the published crop shows: where it reaches the far border, it takes one pixel
-    more than needed for outside (a known deviation, of the case's own words). Ours shows all; nothing else differs."""
-    return height - (crop.top + crop.side >= height), width - (crop.left + crop.side >= width)
+            mask = padding_mask(crop, *image.shape[:2])
+            result.output(f"{name}.padmask", torch.from_numpy(mask))
 
 
 def _described(case: Case) -> dict[str, tuple[float, int]]:
