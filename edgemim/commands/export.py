@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from edgemim.commands.quantize import QuantizeConfig, quantize, refuse_int8
+from edgemim.commands.quantize import QuantizeConfig, quantize
 from edgemim.edge.artifact import (
     METADATA_PREFIX,
     Artifact,
@@ -84,10 +84,8 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
     out = config.out or run / "artifact"
     check_free(out, overwrite=config.overwrite)
     task = load_task(run, data=config.data, val=config.val)
-    if config.int8:
-        refuse_int8(task)
     trained_size = task.preprocessing.image_size
-    if config.image_size not in (None, trained_size):
+    if config.image_size is not None:
         task = task.at_size(config.image_size)
     with staged(out) as folder, RunRecord("export", folder, config) as record:
         artifact = _build(folder, run, task, config, trained_size)

@@ -14,7 +14,7 @@ from edgemim.edge.artifact import Artifact
 from edgemim.errors import GateRefused, UserError
 from edgemim.export.quantize import Int8Config, Verdict, quantize_artifact
 from edgemim.run import FolderLock, RunRecord, find_run
-from edgemim.tasks import Task, load_task
+from edgemim.tasks import load_task
 
 
 class QuantizeConfig(Int8Config):
@@ -38,7 +38,7 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
     folder = find_run(config.artifact, "export")
     artifact = Artifact.open(folder)
     task = load_task(_run_folder(artifact, config), data=config.data, val=config.val)
-    refuse_int8(task)
+    task = task.at_size(artifact.manifest.preprocessing.image_size)
     lock = FolderLock(folder / "quantize")
     try:
         with RunRecord("quantize", folder / "quantize", config) as record:
@@ -53,14 +53,6 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
         lock.release()
     print(f"INT8 in {folder}; next: edgemim benchmark {folder}")
     return record.results
-
-
-def refuse_int8(task: Task) -> None:
-    """Raises UserError for a task that INT8 cannot be judged on yet."""
-    if task.task_name != "classification":
-        raise UserError(
-            f"INT8 is judged on classification only, this run is for {task.task_name}; leave --int8 out, FP32 is exported"
-        )
 
 
 def _run_folder(artifact: Artifact, config: QuantizeConfig) -> Path:
@@ -104,7 +96,9 @@ def _warn(verdicts: Sequence[Verdict], record: RunRecord) -> None:
 
 def _show(verdicts: Sequence[Verdict]) -> None:
     table = Table(title="INT8 against FP32 on the same runtime")
-    for column in ("file", "images", "top-1 FP32", "top-1 INT8", "agreement", "cosine", "time ratio", "MiB", "verdict"):
+    metric, answers = (verdicts[0].report[key] for key in ("metric", "answers"))
+    scores = (f"{metric} FP32", f"{metric} INT8", f"equal {answers}")
+    for column in ("file", "images", *scores, "cosine", "time ratio", "MiB", "verdict"):
         table.add_column(column, justify="left" if column in ("file", "verdict") else "right")
     for verdict in verdicts:
         report = verdict.report
@@ -114,8 +108,8 @@ def _show(verdicts: Sequence[Verdict]) -> None:
         table.add_row(
             verdict.key,
             str(report["images"]),
-            _percent(report["accuracy_fp32"]),
-            _percent(report["accuracy"]),
+            _percent(report["score_fp32"]),
+            _percent(report["score_int8"]),
             _percent(report["agreement"]),
             f"{report['cosine']:.5f}",
             ratios,

@@ -90,11 +90,16 @@ def label_pixels(
 
     Raises ImageError if the image's shape is too extreme.
     """
-    height, width = image.shape[:2]
-    pixels = resize_image(image, *inference.working_size(height, width, preprocessing.image_size))
+    return largest(pixel_logits(image, run, preprocessing, inference), *image.shape[:2])
+
+
+def pixel_logits(
+    image: np.ndarray, run: RunModel, preprocessing: Preprocessing, inference: SegmentationInference
+) -> np.ndarray:
+    """uint8 [h, w, 3] -> float32 [classes, rows, columns] at the working size. Raises ImageError if it is too extreme."""
+    pixels = resize_image(image, *inference.working_size(*image.shape[:2], preprocessing.image_size))
     # One window of the size of the whole is the whole.
-    logits = slide_logits(pixels, run, preprocessing, min(inference.stride, preprocessing.image_size))
-    return largest(logits, height, width)
+    return slide_logits(pixels, run, preprocessing, min(inference.stride, preprocessing.image_size))
 
 
 def largest(logits: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""What a quantised model lost and won against its FP32 original, on the same runtime."""
+"""How a quantised model is run beside its FP32 original, and the time of both, on the same runtime."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,37 +13,23 @@ from edgemim.edge.benchmark import MIN_BLOCKS, measure, paired_ratio
 from edgemim.edge.machine import usable_cpus
 from edgemim.edge.runtime import Session
 from edgemim.errors import UserError
-from edgemim.export.parity import cosines, run_batched
+from edgemim.export.parity import run_batched
 
 
-@dataclass(frozen=True)
-class Fidelity:
-    """How alike the answers of two models are.
+class Portions:
+    """A session that takes any number of images and computes `size` at a time, the last portion filled up.
 
-    Attributes:
-        images: number of images both saw.
-        labelled: how many of them have a known class.
-        accuracy_fp32: top-1 of the original on the labelled images, percent; None without labels.
-        accuracy: the same of the quantised model.
-        agreement: images where both name the same class, percent.
-        cosine: mean over the images of the cosine of both logits.
-        cosine_worst: the smallest of them.
+    Images one by one are what a device sees: dynamic INT8 shares its ranges in a batch, so that neighbours would count.
     """
 
-    images: int
-    labelled: int
-    accuracy_fp32: float | None
-    accuracy: float | None
-    agreement: float
-    cosine: float
-    cosine_worst: float
+    def __init__(self, session: Session, size: int) -> None:
+        self.runtime, self.precision, self.threads = session.runtime, session.precision, session.threads
+        self._session, self._size = session, size
 
-    @property
-    def drop_points(self) -> float | None:
-        """Loss of accuracy in percentage points; negative is a gain; None without labels."""
-        if self.accuracy is None or self.accuracy_fp32 is None:
-            return None
-        return self.accuracy_fp32 - self.accuracy
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run images of any number, the one input [b, ...]."""
+        [(name, images)] = inputs.items()
+        return run_batched(self._session, name, images, self._size)
 
 
 @dataclass(frozen=True)
@@ -74,37 +60,6 @@ class Speed:
         if self.undecided:
             return "undecided"
         return "faster" if self.ratio < 1 else "slower"
-
-
-def compare_models(
-    fp32: Session,
-    int8: Session,
-    batches: Iterable[tuple[np.ndarray, np.ndarray]],
-    *,
-    input_name: str = "images",
-    output_name: str = "logits",
-    fixed: int | None = None,
-) -> Fidelity:
-    """Run both models over batches of (images, labels), a label of -1 being unknown. Raises UserError without images."""
-    rows: list[np.ndarray] = []
-    for images, labels in batches:
-        a, b = (run_batched(session, input_name, images, fixed)[output_name] for session in (fp32, int8))
-        first, second = a.argmax(axis=1), b.argmax(axis=1)
-        columns = (labels >= 0, first == labels, second == labels, first == second, cosines(a, b))
-        rows.append(np.stack([column.astype(np.float64) for column in columns], axis=1))
-    if not rows:
-        raise UserError("there are no held-out images to judge INT8 on; give --data DIR with images")
-    known, right_fp32, right_int8, same, cosine = np.concatenate(rows).T
-    labelled = int(known.sum())
-    return Fidelity(
-        images=len(known),
-        labelled=labelled,
-        accuracy_fp32=float(100 * right_fp32.sum() / labelled) if labelled else None,
-        accuracy=float(100 * right_int8.sum() / labelled) if labelled else None,
-        agreement=float(100 * same.mean()),
-        cosine=float(cosine.mean()),
-        cosine_worst=float(cosine.min()),
-    )
 
 
 def time_models(

@@ -14,6 +14,7 @@ from torch import nn
 
 from edgemim.edge.runtime import Session
 from edgemim.errors import GateRefused, UserError
+from edgemim.tasks.comparison import cosines
 
 DEFAULT_TOLERANCE = 1e-4
 """Measured on ViTs: about 1e-6 with ONNX Runtime, so a hundred times that means another function, not rounding."""
@@ -92,14 +93,6 @@ def compare(reference: np.ndarray, other: np.ndarray) -> Parity:
     error = float(np.abs(reference - other).max())
     scale = max(1.0, float(np.abs(reference).max()))
     return Parity(len(reference), error, error / scale, float(cosines(reference, other).min()))
-
-
-def cosines(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Cosine of each row of two arrays [images, ...], float64 [images]; rows that are zero in both agree."""
-    a, b = (array.reshape(len(array), -1).astype(np.float64) for array in (reference, other))
-    product = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
-    return np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.where(product > 0, product, np.inf))
 
 
 def refuse_if_apart(parities: Mapping[str, Parity], tolerance: float) -> None:

@@ -23,16 +23,22 @@ from edgemim.edge.artifact import Artifact, ModelFile, describe_file
 from edgemim.edge.machine import INT8_FLAGS, cpu_flags
 from edgemim.edge.runtime import open_session
 from edgemim.errors import UserError
-from edgemim.export.fidelity import Fidelity, Speed, compare_models, summarise, thread_counts, time_models
-from edgemim.export.onnxruntime import quantize_dynamic_onnx
+from edgemim.export.fidelity import Portions, Speed, summarise, thread_counts, time_models
+from edgemim.export.onnxruntime import inner_convolutions, quantize_convolutions_onnx, quantize_dynamic_onnx
 from edgemim.export.openvino import missing_packages, quantize_transformer, require_packages
 from edgemim.export.parity import chunks
+from edgemim.tasks.comparison import Comparison, Limits
 from edgemim.tasks.task import Task
 
 Target = Literal["onnx-int8", "openvino-int8"]
 Isa = Literal["auto", "vnni", "portable"]
 _RUNTIME = {"onnx-int8": "onnxruntime", "openvino-int8": "openvino"}
 _ATTEMPTS = 3
+_RECIPES = {
+    ("onnx-int8", False): "ONNX Runtime dynamic, per channel, MatMul and Gemm",
+    ("onnx-int8", True): "ONNX Runtime, per channel: Conv but the patch embedding static, MatMul and Gemm dynamic",
+    ("openvino-int8", False): "NNCF post-training, model_type=TRANSFORMER, patch embedding in float",
+}
 
 
 class Int8Config(Config):
@@ -43,15 +49,15 @@ class Int8Config(Config):
     isa: Isa = "auto"
     """vnni: full 8-bit weights; portable: 7-bit weights, which no CPU's 16-bit sums overflow; auto: as this CPU can."""
     calibration: int = pydantic.Field(default=300, ge=1)
-    """Training images that OpenVINO's activation ranges are taken from (all, if there are fewer)."""
+    """Training images that activation ranges are taken from, where a recipe needs them (all, if there are fewer)."""
     images: int = pydantic.Field(default=500, ge=1)
     """Held-out images that INT8 is judged on (all, if there are fewer)."""
-    max_drop: float = pydantic.Field(default=1.0, ge=0)
-    """Largest loss of top-1 accuracy, percentage points."""
-    min_agreement: float = pydantic.Field(default=99.0, ge=0, le=100)
-    """Least share of images where INT8 and FP32 name the same class, percent."""
-    min_cosine: float = pydantic.Field(default=0.999, ge=-1, le=1)
-    """Least mean cosine of INT8's and FP32's logits."""
+    max_drop: float | None = pydantic.Field(default=None, ge=0)
+    """Largest loss of the task's metric, percentage points; default 1 of top-1 accuracy, 0.5 of mIoU."""
+    min_agreement: float | None = pydantic.Field(default=None, ge=0, le=100)
+    """Least share of images (of pixels, in segmentation) where INT8 and FP32 name the same class, percent; default 99."""
+    min_cosine: float | None = pydantic.Field(default=None, ge=-1, le=1)
+    """Least mean cosine of INT8's and FP32's logits; default 0.999."""
     threads: tuple[int, ...] = (1, 0)
     """CPU threads that the speed is measured with; 0 is all usable CPUs. INT8 must be faster with each."""
     seconds: float = pydantic.Field(default=1.5, gt=0)
@@ -72,7 +78,7 @@ class Verdict:
         key: the target.
         outcome: 'kept', 'forced' or 'refused'.
         reasons: what the gate holds against it.
-        report: the figures, as the manifest and run.json keep them; accuracies and agreement in percent.
+        report: the figures, as the manifest and run.json keep them; scores and agreement in percent.
     """
 
     key: str
@@ -95,6 +101,12 @@ def pick_isa(asked: Isa, flags: Sequence[str] | None = None) -> Literal["vnni", 
     if asked != "auto":
         return asked
     return "vnni" if INT8_FLAGS & set(cpu_flags() if flags is None else flags) else "portable"
+
+
+def limits_of(task: Task, config: Int8Config) -> Limits:
+    """The task's limits, replaced where the configuration says otherwise."""
+    asked = {field.name: getattr(config, field.name) for field in dataclasses.fields(Limits)}
+    return dataclasses.replace(task.limits, **{name: value for name, value in asked.items() if value is not None})
 
 
 def quantize_artifact(artifact: Artifact, task: Task, config: Int8Config, *, overwrite: bool = False) -> list[Verdict]:
@@ -121,11 +133,12 @@ def _quantize(artifact: Artifact, key: Target, task: Task, config: Int8Config) -
         entry, recipe = _build(artifact, key, trial, task, config)
         files = {**artifact.manifest.files, key: entry}
         candidate = Artifact(artifact.folder, artifact.manifest.model_copy(update={"files": files}))
-        fidelity, speeds = _measure(candidate, key, task, config)
-        reasons = tuple(objections(fidelity, speeds, config))
+        comparison, speeds = _measure(candidate, key, task, config)
+        limits = limits_of(task, config)
+        reasons = tuple(objections(comparison, speeds, limits))
         outcome = "kept" if not reasons else "forced" if config.force else "refused"
         report = {
-            **_report(fidelity, speeds, config),
+            **_report(comparison, speeds, limits),
             **recipe,
             "isa": entry.isa,
             "runtime": _RUNTIME[key],
@@ -157,17 +170,23 @@ def _build(
 ) -> tuple[ModelFile, dict[str, Any]]:
     isa = pick_isa(config.isa)
     source = artifact.file("onnx-fp32")
+    convolutional = key == "onnx-int8" and bool(inner_convolutions(source))
     notes = "8-bit weights" if isa == "vnni" else "7-bit weights, safe on CPUs without 8-bit dot products"
+    recipe: dict[str, Any] = {"recipe": _RECIPES[key, convolutional], "calibration_images": 0}
+    full_range, inputs, name = isa == "vnni", [], artifact.manifest.input_name
+    if convolutional or key == "openvino-int8":
+        images, digest = calibration_images(task, config.calibration)
+        inputs = list(chunks(images, artifact.manifest.input_shape[0] or 1))
+        recipe |= {"calibration_images": len(images), "calibration_sha256": digest}
     if key == "onnx-int8":
-        quantize_dynamic_onnx(source, trial / "model-int8.onnx", full_range=isa == "vnni")
-        entry = describe_file(
-            artifact.folder, f"{trial.name}/model-int8.onnx", format="onnx", precision="int8", isa=isa, notes=notes
-        )
-        return entry, {"recipe": "ONNX Runtime dynamic, per channel, MatMul and Gemm", "calibration_images": 0}
-    images, digest = calibration_images(task, config.calibration)
-    inputs = list(chunks(images, artifact.manifest.input_shape[0] or 1))
-    name = artifact.manifest.input_name
-    quantize_transformer(source, trial / "openvino-int8.xml", inputs, input_name=name, full_range=isa == "vnni")
+        target = trial / "model-int8.onnx"
+        if convolutional:
+            quantize_convolutions_onnx(source, target, inputs, input_name=name, full_range=full_range)
+        else:
+            quantize_dynamic_onnx(source, target, full_range=full_range)
+        path = f"{trial.name}/{target.name}"
+        return describe_file(artifact.folder, path, format="onnx", precision="int8", isa=isa, notes=notes), recipe
+    quantize_transformer(source, trial / "openvino-int8.xml", inputs, input_name=name, full_range=full_range)
     entry = describe_file(
         artifact.folder,
         f"{trial.name}/openvino-int8.xml",
@@ -177,8 +196,7 @@ def _build(
         isa=isa,
         notes=notes,
     )
-    recipe = "NNCF post-training, model_type=TRANSFORMER, patch embedding in float"
-    return entry, {"recipe": recipe, "calibration_images": len(images), "calibration_sha256": digest}
+    return entry, recipe
 
 
 def calibration_images(task: Task, count: int) -> tuple[np.ndarray, str]:
@@ -193,49 +211,42 @@ def calibration_images(task: Task, count: int) -> tuple[np.ndarray, str]:
     return images, hashlib.sha256(images.tobytes()).hexdigest()
 
 
-def _measure(candidate: Artifact, key: Target, task: Task, config: Int8Config) -> tuple[Fidelity, list[Speed]]:
+def _measure(candidate: Artifact, key: Target, task: Task, config: Int8Config) -> tuple[Comparison, list[Speed]]:
     manifest, runtime = candidate.manifest, _RUNTIME[key]
-    # Images one by one, as a device sees them: dynamic INT8 shares its ranges in a batch, so that neighbours would count.
     batch = manifest.input_shape[0] or 1
-    fidelity = compare_models(
-        open_session(candidate, "onnx-fp32", runtime=runtime),
-        open_session(candidate, key),
-        task.evaluation_batches(config.images),
-        input_name=manifest.input_name,
-        output_name=manifest.output_names[0],
-        fixed=batch,
-    )
+    fp32 = Portions(open_session(candidate, "onnx-fp32", runtime=runtime), batch)
+    comparison = task.compare(fp32, Portions(open_session(candidate, key), batch), config.images)
     inputs = {manifest.input_name: task.example_input(batch).numpy()}
     speeds = []
     for threads in thread_counts(config.threads):
         fp32 = open_session(candidate, "onnx-fp32", runtime=runtime, threads=threads)
         int8 = open_session(candidate, key, threads=threads)
         speeds.append(time_models(fp32, int8, inputs, seconds=config.seconds, attempts=_ATTEMPTS))
-    return fidelity, speeds
+    return comparison, speeds
 
 
-def objections(fidelity: Fidelity, speeds: Sequence[Speed], config: Int8Config) -> Iterator[str]:
+def objections(comparison: Comparison, speeds: Sequence[Speed], limits: Limits) -> Iterator[str]:
     """What the gate holds against an INT8 model: nothing, if it may stay. Figures that are no numbers count against it."""
-    drop = fidelity.drop_points
-    if drop is not None and not drop <= config.max_drop:
-        yield f"accuracy drop of {drop:.2f} points (at most {config.max_drop:g})"
-    if not fidelity.agreement >= config.min_agreement:
-        yield f"agreement of {fidelity.agreement:.2f} % (at least {config.min_agreement:g} %)"
-    if not fidelity.cosine >= config.min_cosine:
-        yield f"cosine of {fidelity.cosine:.5f} (at least {config.min_cosine:g})"
+    drop = comparison.drop_points
+    if drop is not None and not drop <= limits.max_drop:
+        yield f"{comparison.metric} drop of {drop:.2f} points (at most {limits.max_drop:g})"
+    if not comparison.agreement >= limits.min_agreement:
+        share = f"{comparison.agreement:.2f} % of the {comparison.answers}"
+        yield f"agreement of {share} (at least {limits.min_agreement:g} %)"
+    if not comparison.cosine >= limits.min_cosine:
+        yield f"cosine of {comparison.cosine:.5f} (at least {limits.min_cosine:g})"
     for speed in speeds:
         if speed.verdict == "slower":
             yield f"slower: {speed.ratio:.2f} of FP32's time with {speed.threads} threads (below 1)"
 
 
-def _report(fidelity: Fidelity, speeds: Sequence[Speed], config: Int8Config) -> dict[str, Any]:
+def _report(comparison: Comparison, speeds: Sequence[Speed], limits: Limits) -> dict[str, Any]:
     return {
-        **dataclasses.asdict(fidelity),
-        "drop_points": fidelity.drop_points,
+        **dataclasses.asdict(comparison),
+        "drop_points": comparison.drop_points,
         **summarise(speeds),
         "speeds": [{**dataclasses.asdict(speed), "verdict": speed.verdict} for speed in speeds],
-        "thresholds": {name: getattr(config, name) for name in ("max_drop", "min_agreement", "min_cosine")}
-        | {"speed_ratio_below": 1.0},
+        "thresholds": dataclasses.asdict(limits) | {"speed_ratio_below": 1.0},
     }
 
 

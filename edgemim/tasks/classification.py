@@ -19,8 +19,11 @@ from torch import Tensor, nn
 from edgemim.config import Config
 from edgemim.data.transforms import seeded_globals
 from edgemim.edge.images import Preprocessing
+from edgemim.edge.runtime import Session
 from edgemim.models.build import parse_encoder
 from edgemim.models.weights import bare_vit
+from edgemim.tasks.comparison import Comparison, compare_classes
+from edgemim.tasks.distillation import Distillation
 from edgemim.tasks.task import LabelledData, Task
 from edgemim.training.objective import StepOutput
 
@@ -57,10 +60,12 @@ class ClassificationTask(Task):
         *,
         architecture: dict[str, Any],
         mixing: MixingConfig | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__(model, labels, preprocessing, data)
         self.architecture = architecture
         self.mixing = mixing or MixingConfig(mixup=0.0)
+        self.distillation = distillation
 
     def facts(self) -> dict[str, Any]:
         """Kind, architecture, labels and preprocessing."""
@@ -75,15 +80,29 @@ class ClassificationTask(Task):
         """Cross entropy of uint8 images [b, 3, s, s] with int64 labels [b]."""
         x = self.normalization.apply(images)
         x, mixed = self._mix(x, labels)
-        logits = self.model(x).float()
+        answer = self.model(x)
+        # A network with two heads gives both answers while it is trained.
+        logits, told = (part.float() for part in (answer if isinstance(answer, tuple) else (answer, answer)))
         # timm's mixup smooths the labels that it blends.
         loss = F.cross_entropy(logits, mixed, label_smoothing=self.mixing.smoothing if mixed is labels else 0.0)
-        return StepOutput(loss, {"train_top1": (logits.argmax(1) == labels).float().mean().detach()})
+        metrics = {"train_top1": (logits.argmax(1) == labels).float().mean()}
+        if self.distillation is not None:
+            # Mixed images are the same mixture in any normalisation.
+            answers = self.distillation.teacher(self.normalization.undo(x))
+            distilled, share = self.distillation.loss(told, answers), self.distillation.config.weight
+            loss = (1 - share) * loss + share * distilled
+            agreement = (told.argmax(1) == answers.argmax(1)).float().mean()
+            metrics |= {"distillation_loss": distilled, "teacher_agreement": agreement}
+        return StepOutput(loss, metrics)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Float[Tensor, "b classes"]:
         """Logits of uint8 images [b, 3, s, s]."""
         return self.model(self.normalization.apply(images)).float()
+
+    def compare(self, fp32: Session, int8: Session, limit: int) -> Comparison:
+        """Top-1, over all classes. Raises UserError without images."""
+        return compare_classes(self.answers_of(fp32), self.answers_of(int8), self.evaluation_batches(limit))
 
     @property
     def _mixes(self) -> bool:
@@ -109,8 +128,10 @@ class ClassificationTask(Task):
 
 def build_model(architecture: dict[str, Any], num_classes: int, *, drop_path: float = 0.0) -> nn.Module:
     """The network that an architecture record names: `{"timm": NAME}` or `{"vit": {...}}`, the latter with "pool":
-    "token" where the class token is classified (published checkpoints), else the mean of the patch tokens is."""
+    "token" where the class token is classified, else the mean of the patch tokens is, and with "distilled": true where
+    the class token has a head of its own for a teacher's answers."""
     if "timm" in architecture:
         return timm.create_model(architecture["timm"], num_classes=num_classes, drop_path_rate=drop_path or None)
     config, pool = parse_encoder(architecture["vit"]), architecture.get("pool", "avg")
-    return bare_vit(config, num_classes=num_classes, global_pool=pool, drop_path=drop_path)
+    two_heads = architecture.get("distilled", False)
+    return bare_vit(config, num_classes=num_classes, global_pool=pool, drop_path=drop_path, distilled=two_heads)

@@ -22,12 +22,14 @@ from edgemim.data.segmentation.folder import SegmentationData, SegmentationFolde
 from edgemim.data.segmentation.layouts import LayoutName
 from edgemim.data.segmentation.transforms import SegmentationTransform
 from edgemim.edge.images import Preprocessing
+from edgemim.edge.runtime import Session
 from edgemim.edge.segmentation import IGNORE, SegmentationInference, resize_image
 from edgemim.errors import UserError
 from edgemim.models.build import parse_encoder
 from edgemim.models.resizing import resize_positions
 from edgemim.models.semantic_fpn import SemanticFpn, SemanticFpnConfig, resized, slide_logits
 from edgemim.models.weights import load_weights
+from edgemim.tasks.comparison import Comparison, Limits, compare_pixels
 from edgemim.tasks.task import Task
 from edgemim.training.objective import StepOutput
 from edgemim.training.recipe import Plan
@@ -90,6 +92,7 @@ class SegmentationTask(Task):
     """A model that names the class of each pixel."""
 
     task_name = "segmentation"
+    limits = Limits(max_drop=0.5)
     model: SemanticFpn  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
@@ -128,6 +131,8 @@ class SegmentationTask(Task):
         Raises UserError if the encoder cannot take that size.
         """
         old, source = self.preprocessing.image_size, self.model.encoder.config
+        if image_size == old:
+            return self
         try:
             target = type(source).model_validate({**source.model_dump(), "image_size": image_size})
         except pydantic.ValidationError as error:
@@ -171,6 +176,13 @@ class SegmentationTask(Task):
         """The run's own held-out images and masks. Raises UserError if they are gone."""
         return self._own_pairs().val
 
+    def compare(self, fp32: Session, int8: Session, limit: int) -> Comparison:
+        """mIoU, each image labelled in windows or whole as the task says. Raises UserError without images."""
+        folder = self.held_out_pairs()
+        folder = folder.select(_spread(len(folder), limit))
+        models = self.answers_of(fp32), self.answers_of(int8)
+        return compare_pixels(*models, folder, self.preprocessing, self.inference)
+
     def calibration_batches(self, count: int, batch_size: int = 16, seed: int = 0) -> Iterator[np.ndarray]:
         """Normalised float32 [b, 3, s, s] arrays of `count` training images (all, if fewer), drawn with the seed."""
         train = self._own_pairs().train
@@ -186,9 +198,8 @@ class SegmentationTask(Task):
         """
         val = self._own_pairs().val
         logits = len(self.labels) * self.preprocessing.image_size**2
-        most = min(limit or len(val), len(val), max(4, _MOST_LOGITS // logits))
-        chosen = np.linspace(0, len(val) - 1, most).round().astype(int)
-        yield from self._squares(val.select(np.unique(chosen)), max(1, min(batch_size, _MOST_LOGITS // (8 * logits))))
+        chosen = _spread(len(val), min(limit or len(val), max(4, _MOST_LOGITS // logits)))
+        yield from self._squares(val.select(chosen), max(1, min(batch_size, _MOST_LOGITS // (8 * logits))))
 
     def _squares(self, folder: SegmentationFolder, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(folder), batch_size):
@@ -211,6 +222,11 @@ class SegmentationTask(Task):
         if self.pairs is None:
             raise UserError("the run's images and masks are no longer as they were; give --data DIR")
         return self.pairs
+
+
+def _spread(count: int, limit: int) -> np.ndarray:
+    """Up to `limit` of the indices below `count`, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(int))
 
 
 def segmentation_loss(logits: Float[Tensor, "b classes h w"], labels: Tensor) -> Tensor:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from edgemim.data.folders import ImageFolder, find_splits, scan_folder
 from edgemim.data.loader import eval_loader
 from edgemim.edge.images import Preprocessing
+from edgemim.edge.runtime import Session
 from edgemim.errors import UserError
 from edgemim.models.normalization import Normalization
+from edgemim.tasks.comparison import Comparison, Limits, RunModel
 from edgemim.training.objective import Objective
 
 
@@ -77,6 +79,8 @@ class Task(Objective):
     task_name: str
     input_name = "images"
     output_names: tuple[str, ...] = ("logits",)
+    limits = Limits(max_drop=1.0)
+    """What its INT8 form must keep to, unless the user says otherwise."""
 
     def __init__(
         self,
@@ -107,6 +111,8 @@ class Task(Objective):
 
     def at_size(self, image_size: int) -> Task:
         """The same model for squares of another size, where the task has such. Raises UserError."""
+        if image_size == self.preprocessing.image_size:
+            return self
         raise UserError(
             f"a model for {self.task_name} is exported at the {self.preprocessing.image_size} pixels that it was trained at, "
             f"not at {image_size}; leave --image-size out"
@@ -140,6 +146,17 @@ class Task(Objective):
         val = self._opened().val
         chosen = np.arange(len(val)) if limit is None else spread_over_classes(val.labels, limit)
         yield from self._batches(val.select(chosen), batch_size)
+
+    def compare(self, fp32: Session, int8: Session, limit: int) -> Comparison:
+        """Answers of two models of this task on up to `limit` held-out images, by the task's metric.
+
+        The sessions take any number of images at once. Raises UserError without images.
+        """
+        raise NotImplementedError
+
+    def answers_of(self, session: Session) -> RunModel:
+        """A session as a function of normalised images [b, 3, s, s]."""
+        return lambda images: session.run({self.input_name: images})[self.output_names[0]]
 
     def _batches(self, folder: ImageFolder, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for batch in eval_loader(folder, self.preprocessing, batch_size=batch_size, workers=0):

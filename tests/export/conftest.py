@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_run import small_run
+from small_segmentation import small_segmentation_run
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +42,39 @@ def artifact(fp32_artifact: Path, tmp_path: Path):
     from edgemim.edge.artifact import Artifact
 
     return Artifact.open(shutil.copytree(fp32_artifact, tmp_path / "artifact"))
+
+
+@pytest.fixture(scope="session")
+def segmentation_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small segmentation run on real photos, with its data still there."""
+    return small_segmentation_run(tmp_path_factory.getbasetemp() / "small_segmentation")
+
+
+@pytest.fixture(scope="session")
+def fp32_segmenters(segmentation_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Exported artifacts of that run by the side of their square: as trained, and another; copy before changing."""
+    from edgemim.commands.export import ExportConfig, export_model
+
+    out = tmp_path_factory.mktemp("segmenters")
+    for size in (32, 48):
+        export_model(ExportConfig(run=segmentation_run, out=out / str(size), image_size=size, parity_images=4))
+    return {size: out / str(size) for size in (32, 48)}
+
+
+@pytest.fixture
+def segmenter(fp32_segmenters: dict[int, Path], tmp_path: Path):
+    """A copy of the segmentation artifact for one test."""
+    from edgemim.edge.artifact import Artifact
+
+    return Artifact.open(shutil.copytree(fp32_segmenters[32], tmp_path / "segmenter"))
+
+
+@pytest.fixture
+def segmentation_task(segmentation_run: Path):
+    """That run's task, anew."""
+    from edgemim.tasks import load_task
+
+    return load_task(segmentation_run)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What INT8 lost is counted right; a disturbed timing is repeated, then undecided, never refused or praised."""
+"""A disturbed timing is repeated, then undecided, never refused or praised."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from small_run import stopwatch, timings
 from edgemim.edge.machine import usable_cpus
 from edgemim.errors import UserError
 from edgemim.export import fidelity
-from edgemim.export.fidelity import Speed, compare_models, summarise, thread_counts, time_models
+from edgemim.export.fidelity import Portions, Speed, summarise, thread_counts, time_models
 
 
 class Table:
@@ -28,29 +28,21 @@ ROWS = [[2, 0, 0], [0, 2, 0], [0, 0, 2], [3, 0, 4]]
 INDICES = np.arange(4, dtype=np.float32)[:, None]
 
 
-def test_counts_by_hand() -> None:
-    int8 = [[2, 0, 0], [0, 2, 0], [0, 2, 0], [4, 0, 3]]  # the third and fourth answers differ
-    labels = np.array([0, 1, 2, 0])
-    found = compare_models(Table(ROWS), Table(int8), [(INDICES[:3], labels[:3]), (INDICES[3:], labels[3:])])
-    assert (found.images, found.labelled) == (4, 4)
-    assert found.accuracy_fp32 == 75
-    assert found.accuracy == 75
-    assert found.drop_points == 0
-    assert found.agreement == 50
-    assert found.cosine == pytest.approx((1 + 1 + 0 + 24 / 25) / 4)
-    assert found.cosine_worst == pytest.approx(0)
+def test_images_go_through_in_portions() -> None:
+    """Dynamic ranges are shared by a batch: each portion is a batch of its own, a last one that is short is filled up."""
+    seen: list[int] = []
 
+    class Watched(Table):
+        def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            seen.append(len(inputs["images"]))
+            return super().run(inputs)
 
-def test_images_without_labels_count_for_agreement_alone() -> None:
-    int8 = [[2, 0, 0], [2, 0, 0], [0, 0, 2], [3, 0, 4]]
-    found = compare_models(Table(ROWS), Table(int8), [(INDICES, np.array([0, 1, -1, -1]))])
-    assert (found.images, found.labelled) == (4, 2)
-    assert (found.accuracy_fp32, found.accuracy, found.drop_points) == (100, 50, 50)
-    assert found.agreement == 75
-    unlabelled = compare_models(Table(ROWS), Table(ROWS), [(INDICES, np.full(4, -1))])
-    assert unlabelled.drop_points is None
-    with pytest.raises(UserError, match="no held-out images"):
-        compare_models(Table(ROWS), Table(ROWS), [])
+    for size, calls in ((1, [1, 1, 1, 1]), (3, [3, 3])):
+        seen.clear()
+        session = Portions(Watched(ROWS, threads=2), size)
+        np.testing.assert_array_equal(session.run({"images": INDICES})["logits"], np.asarray(ROWS, np.float32))
+        assert seen == calls
+        assert (session.runtime, session.precision, session.threads) == ("table", "fp32", 2)
 
 
 QUIET_FAST, QUIET_SLOW = timings(2, 1), timings(2, 3)

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_run import stopwatch, timings
 
+import edgemim
 from edgemim.edge.artifact import Artifact, sha256_of
 from edgemim.edge.runtime import open_session
 from edgemim.errors import MissingLibrary, ModelRefused, UserError
 from edgemim.export import fidelity, quantize
-from edgemim.export.fidelity import Fidelity, Speed
+from edgemim.export.fidelity import Speed
 from edgemim.export.quantize import (
     Int8Config,
     calibration_images,
+    limits_of,
     objections,
     pick_isa,
     pick_targets,
     quantize_artifact,
 )
+from edgemim.tasks.comparison import Comparison, Limits
 
 ONNX = {"targets": ("onnx-int8",), "images": 100, "seconds": 0.05}
 
 
-def good(**changes: float) -> Fidelity:
-    values = {"images": 500, "labelled": 500, "accuracy_fp32": 80.0, "accuracy": 79.0, "agreement": 99.0}
-    return Fidelity(**{**values, "cosine": 0.999, "cosine_worst": 0.9, **changes})  # pyright: ignore[reportArgumentType]
+def good(**changes: float | None) -> Comparison:
+    values = {"metric": "top-1", "images": 500, "labelled": 500, "score_fp32": 80.0, "score_int8": 79.0}
+    more = {"answers": "images", "agreement": 99.0, "cosine": 0.999, "cosine_worst": 0.9}
+    return Comparison(**{**values, **more, **changes})  # pyright: ignore[reportArgumentType]
 
 
 def speed(ratio: float, undecided: bool = False) -> Speed:
@@ -38,22 +45,28 @@ def speed(ratio: float, undecided: bool = False) -> Speed:
     ("found", "ratio", "undecided", "words"),
     [
         (good(), 0.99, False, []),
-        (good(accuracy=78.9), 0.5, False, ["drop of 1.10 points"]),
-        (good(accuracy=81.0), 0.5, False, []),
-        (good(accuracy=None, accuracy_fp32=None, labelled=0), 0.5, False, []),
-        (good(agreement=98.9), 0.5, False, ["agreement of 98.90 %"]),
+        (good(score_int8=78.9), 0.5, False, ["top-1 drop of 1.10 points"]),
+        (good(score_int8=81.0), 0.5, False, []),
+        (good(score_int8=None, score_fp32=None, labelled=0), 0.5, False, []),
+        (good(agreement=98.9), 0.5, False, ["agreement of 98.90 % of the images"]),
         (good(cosine=0.9989), 0.5, False, ["cosine of 0.99890"]),
         (good(cosine=float("nan")), 0.5, False, ["cosine of nan"]),
         (good(), 1.0, False, ["slower: 1.00"]),
         (good(), 1.5, True, []),
-        (good(agreement=50, cosine=0.1, accuracy=10), 2.0, False, ["drop", "agreement", "cosine", "slower"]),
+        (good(agreement=50, cosine=0.1, score_int8=10), 2.0, False, ["drop", "agreement", "cosine", "slower"]),
     ],
 )
-def test_objections(found: Fidelity, ratio: float, undecided: bool, words: list[str]) -> None:
-    reasons = list(objections(found, [speed(0.5), speed(ratio, undecided)], Int8Config()))
+def test_objections(found: Comparison, ratio: float, undecided: bool, words: list[str]) -> None:
+    reasons = list(objections(found, [speed(0.5), speed(ratio, undecided)], Limits(max_drop=1.0)))
     assert len(reasons) == len(words)
     for word, reason in zip(words, reasons, strict=True):
         assert word in reason
+
+
+def test_limits_are_the_tasks_unless_asked(task) -> None:
+    assert limits_of(task, Int8Config()) == Limits(max_drop=1.0, min_agreement=99.0, min_cosine=0.999)
+    asked = Int8Config(max_drop=0.0, min_cosine=0.99)
+    assert limits_of(task, asked) == Limits(max_drop=0.0, min_agreement=99.0, min_cosine=0.99)
 
 
 def test_isa_follows_the_cpu_unless_asked() -> None:
@@ -198,3 +211,58 @@ def test_another_runs_classes_are_refused(artifact, task) -> None:
     artifact.manifest = artifact.manifest.model_copy(update={"labels": ("a", "b", "c", "d")})
     with pytest.raises(UserError, match="classes of the run are not those"):
         quantize_artifact(artifact, task, Int8Config.model_validate(ONNX))
+
+
+SEGMENTS = Int8Config(targets=("onnx-int8",), threads=(1,), seconds=0.05)
+
+
+def test_pixels_are_judged_by_miou(segmenter, segmentation_task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fidelity, "measure", stopwatch(timings(2, 1)))
+    [verdict] = quantize_artifact(segmenter, segmentation_task, SEGMENTS)
+    assert (verdict.outcome, verdict.reasons) == ("kept", ())
+    report = Artifact.open(segmenter.folder).manifest.quantization["onnx-int8"]
+    assert report == verdict.report
+    assert (report["metric"], report["answers"], report["images"], report["labelled"]) == ("mIoU", "pixels", 6, 6)
+    trained = json.loads((Path(segmenter.manifest.source["run"]) / "run.json").read_text())["results"]
+    assert report["score_fp32"] == pytest.approx(trained["miou"], abs=0.05)  # by the other wing, in the same windows
+    assert 0 < abs(report["drop_points"]) <= 0.5 and 99 <= report["agreement"] < 100 and 0.999 <= report["cosine"] < 1
+    assert report["thresholds"]["max_drop"] == 0.5
+    assert (report["calibration_images"], len(report["calibration_sha256"])) == (24, 64)
+
+
+def test_pixels_at_another_size_than_that_of_training(
+    fp32_segmenters: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verb turns the run's model to the artifact's size, so that both are labelled in the same windows."""
+    monkeypatch.setattr(fidelity, "measure", stopwatch(timings(2, 1)))
+    folder = shutil.copytree(fp32_segmenters[48], tmp_path / "large")
+    edgemim.quantize(edgemim.QuantizeConfig(artifact=folder, **SEGMENTS.model_dump()))
+    manifest = Artifact.open(folder).manifest
+    assert manifest.source["positions"] == "interpolated from 32 to 48 pixels"
+    assert manifest.quantization["onnx-int8"]["outcome"] == "kept"
+    images = np.random.default_rng(0).normal(size=(1, 3, 48, 48)).astype(np.float32)
+    assert open_session(Artifact.open(folder), "onnx-int8").run({"images": images})["logits"].shape == (1, 3, 48, 48)
+
+
+def test_pixels_after_a_bad_calibration_are_refused(
+    segmenter, segmentation_task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranges taken from noise a thousand times stronger than an image are far too coarse: the gate sees it, nothing stays."""
+    monkeypatch.setattr(fidelity, "measure", stopwatch(timings(2, 1)))
+    noise = 1000 * np.random.default_rng(0).normal(size=(8, 3, 32, 32)).astype(np.float32)
+    monkeypatch.setattr(segmentation_task, "calibration_batches", lambda count: iter([noise]))
+    before = tree(segmenter.folder)
+    [verdict] = quantize_artifact(segmenter, segmentation_task, SEGMENTS)
+    assert verdict.outcome == "refused"
+    assert re.search(r"mIoU drop of .* points \(at most 0.5\)", verdict.reasons[0])
+    assert any("of the pixels (at least 99 %)" in reason for reason in verdict.reasons)
+    assert verdict.report["calibration_images"] == 8
+    assert tree(segmenter.folder) == before
+
+
+def test_pixels_labelled_slower_are_refused(segmenter, segmentation_task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fidelity, "measure", stopwatch(timings(2, 3)))
+    before = tree(segmenter.folder)
+    [verdict] = quantize_artifact(segmenter, segmentation_task, SEGMENTS)
+    assert (verdict.outcome, verdict.reasons) == ("refused", ("slower: 1.50 of FP32's time with 1 threads (below 1)",))
+    assert tree(segmenter.folder) == before

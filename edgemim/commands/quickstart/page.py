@@ -202,8 +202,8 @@ def _int8(report: Report, outcome: Outcome) -> None:
         report.note(outcome.refusal, "warn")
     rows = [
         [
-            key, outcome.int8["outcomes"][key], figures["images"], _percent(figures["accuracy_fp32"]),
-            _percent(figures["accuracy"]), _percent(figures["agreement"]), f"{figures['cosine']:.5f}",
+            key, outcome.int8["outcomes"][key], figures["images"], _percent(figures["score_fp32"]),
+            _percent(figures["score_int8"]), _percent(figures["agreement"]), f"{figures['cosine']:.5f}",
             " / ".join(map(_speed, figures["speeds"])),
         ]
         for key, figures in outcome.int8["quantization"].items()

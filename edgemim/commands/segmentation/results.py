@@ -6,10 +6,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from edgemim.analysis.segmentation import SegmentationReport
 from edgemim.edge.overlay import overlay, paint, plot_masks
 from edgemim.edge.report import plot_confusion, save_figure
 from edgemim.run import RunRecord
+from edgemim.tasks.pixel_counts import SegmentationReport
 
 _SHOWN = 6
 _WIDEST = 512

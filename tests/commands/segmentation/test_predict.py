@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_run import stopwatch, timings
 from small_segmentation import HEIGHT, LABELS, WIDTH, small_segmentation_run
 
 torch = pytest.importorskip("torch")
 
 import edgemim  # noqa: E402
+from edgemim.cli import main  # noqa: E402
 from edgemim.edge.artifact import Artifact  # noqa: E402
 from edgemim.errors import UserError  # noqa: E402
+from edgemim.export import fidelity  # noqa: E402
 from edgemim.export.torch_session import open_torch_session  # noqa: E402
 
 torch.set_num_threads(1)
@@ -71,6 +74,25 @@ def test_masks_of_artifact_and_run_are_those_of_training(artifact: Path, run: Pa
             assert picture.size == (WIDTH, HEIGHT)
     assert (tmp_path / "a" / "legend.png").is_file()
     assert json.loads((tmp_path / "a" / "predictions.json").read_text()) == found
+
+
+def test_an_int8_file_labels_as_fp32_does(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chain by the command line: export, INT8, its gate by mIoU, then masks from the INT8 file."""
+    monkeypatch.setattr(fidelity, "measure", stopwatch(timings(2, 1)))
+    folder, words = str(tmp_path / "artifact"), ("--targets", "onnx-int8", "--threads", "1", "--parity-images", "4")
+    assert main(["export", str(run), "--onnx", "--int8", "--out", folder, *words]) == 0
+    masks = []
+    for key in ("onnx-fp32", "onnx-int8"):
+        out = tmp_path / key
+        assert main(["predict", folder, str(images_of(run)), "--file", key, "--out", str(out)]) == 0
+        masks.append([np.asarray(Image.open(path)) for path in sorted((out / "masks").iterdir())])
+    same = np.mean([(first == second).mean() for first, second in zip(*masks, strict=True)])
+    assert 0.99 < same < 1
+    report = Artifact.open(folder).manifest.quantization["onnx-int8"]
+    assert same == pytest.approx(report["agreement"] / 100)  # what the gate saw is what a user gets
+    monkeypatch.setattr(fidelity, "measure", stopwatch(timings(2, 3)))
+    assert main(["quantize", folder, "--targets", "onnx-int8", "--threads", "1", "--overwrite"]) == 3
+    assert Artifact.open(folder).manifest.quantization["onnx-int8"] == report
 
 
 def test_an_artifact_needs_no_torch(artifact: Path, run: Path, tmp_path: Path) -> None:
@@ -149,11 +171,6 @@ def test_what_does_not_apply_is_refused(run: Path, artifact: Path, tmp_path: Pat
     image = images_of(run) / "000.jpg"
     with pytest.raises(UserError, match="--file and --runtime are for artifacts"):
         edgemim.predict(edgemim.PredictConfig(artifact=run, images=(image,), runtime="openvino"))
-    with pytest.raises(UserError, match="INT8 is judged on classification only"):
-        edgemim.export_model(edgemim.ExportConfig(run=run, out=tmp_path / "x", int8=True))
-    assert not (tmp_path / "x").exists()
-    with pytest.raises(UserError, match="INT8 is judged on classification only"):
-        edgemim.quantize(edgemim.QuantizeConfig(artifact=artifact))
     opened = Artifact.open(artifact)
     opened.manifest = opened.manifest.model_copy(update={"inference": None})
     shutil.copytree(artifact, tmp_path / "bare")

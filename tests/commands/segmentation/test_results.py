@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from edgemim.analysis.segmentation import PixelCounts
 from edgemim.commands.segmentation.results import Gallery, show_report
+from edgemim.tasks.pixel_counts import PixelCounts
 
 
 def test_few_images_evenly_spread_and_small() -> None:
