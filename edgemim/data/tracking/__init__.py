@@ -1,0 +1,1 @@
+"""Pairs of a template and a search region: sources with boxes or without, their sampling, crops and batches."""
