@@ -90,14 +90,16 @@ def label_pixels(
 
     Raises ImageError if the image's shape is too extreme.
     """
-    return largest(pixel_logits(image, run, preprocessing, inference), *image.shape[:2])
+    height, width = image.shape[:2]
+    return largest(pixel_logits(image, run, preprocessing, inference), height, width)
 
 
 def pixel_logits(
     image: np.ndarray, run: RunModel, preprocessing: Preprocessing, inference: SegmentationInference
 ) -> np.ndarray:
     """uint8 [h, w, 3] -> float32 [classes, rows, columns] at the working size. Raises ImageError if it is too extreme."""
-    pixels = resize_image(image, *inference.working_size(*image.shape[:2], preprocessing.image_size))
+    height, width = image.shape[:2]
+    pixels = resize_image(image, *inference.working_size(height, width, preprocessing.image_size))
     # One window of the size of the whole is the whole.
     return slide_logits(pixels, run, preprocessing, min(inference.stride, preprocessing.image_size))
 
