@@ -46,11 +46,13 @@ def build_loader(
     *,
     seed: int,
     max_pixels: int = MAX_PIXELS,
+    class_balanced: bool = False,
     **options: Unpack[StreamOptions],
 ) -> BatchStream:
     """All micro-batches of one rank for a whole run.
 
-    An unreadable image is replaced by another one drawn by its key, and reported. Options and errors are those of
+    An unreadable image is replaced by another one drawn by its key, and reported. With `class_balanced` every class
+    is shown as often as every other, small ones repeated with other augmentations. Options and errors are those of
     `edgemim.data.stream.training_stream`.
     """
     samples = TrainingSamples(
@@ -61,7 +63,7 @@ def build_loader(
         transform=transform,
         collect=partial(_collect, folder),
     )
-    return training_stream(samples, **options)
+    return training_stream(samples, folder.labels if class_balanced else None, **options)
 
 
 def eval_loader(

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Generic, Required, TypedDict, TypeVar, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -21,7 +22,7 @@ _TRIES = 100
 Image = TypeVar("Image")
 Crop = TypeVar("Crop")
 Place = tuple[int, int]
-"""Epoch and index of a sample: what its key is made of."""
+"""Epoch and index of a sample: what its key is made of. Index + k·n is the k-th repetition of image index of n."""
 
 
 @dataclass
@@ -92,8 +93,12 @@ class BatchStream:
                 yield batch
 
 
-def training_stream(samples: TrainingSamples, **options: Unpack[StreamOptions]) -> BatchStream:
+def training_stream(
+    samples: TrainingSamples, labels: np.ndarray | None = None, **options: Unpack[StreamOptions]
+) -> BatchStream:
     """All micro-batches of one rank for a whole run: one loader, so that memory does not grow with epochs.
+
+    With `labels` (int [n]) every class comes as often as every other.
 
     Raises UserError if the batch does not fit the data; iterating raises UserError after 100 unreadable images in a
     row, WorkerError when a worker dies or gives nothing for `timeout_s` (180) seconds.
@@ -107,6 +112,7 @@ def training_stream(samples: TrainingSamples, **options: Unpack[StreamOptions]) 
         rank=options.get("rank", 0),
         world=options.get("world", 1),
         accumulate=options.get("accumulate", 1),
+        labels=labels,
     )
     loader = data_loader(samples, sampler, options.get("workers", 0), options.get("pin_memory", False))
     return BatchStream(loader, options.get("timeout_s", 180.0))
@@ -149,11 +155,12 @@ class TrainingSamples(Dataset, Generic[Image, Crop]):
 
     def _readable(self, epoch: int, index: int, skipped: list[tuple[str, str]]) -> tuple[int, Image]:
         for attempt in range(_TRIES):
+            index %= self.count  # a repetition's place is beyond the images
             try:
                 return index, self._read(index)
             except (ImageError, OSError) as error:
                 skipped.append(fault(error))
-            index = sample_key(self.seed, epoch, index, f"replace {attempt}") % self.count
+            index = sample_key(self.seed, epoch, index, f"replace {attempt}")
         path, reason = skipped[-1]
         raise UserError(
             f"{_TRIES} images in a row could not be read, the last of them {path}: {reason}; "

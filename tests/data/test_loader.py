@@ -404,7 +404,8 @@ from edgemim.data.loader import build_loader
 from edgemim.data.transforms import PretrainTransform
 batches = iter(build_loader(scan_folder(sys.argv[1]), PretrainTransform().build(24), batch_size=8,
                             seed=0, total_steps=1000, workers=2))
-next(batches)
+for _ in range(2):  # one from each worker: both have begun
+    next(batches)
 print("ready", flush=True)
 if sys.argv[2] == "leave":
     sys.exit(3)
@@ -455,6 +456,31 @@ def test_a_run_that_ends_early_ends_its_workers(pictures):
     assert process.wait(20) == 3
     assert time.monotonic() - started < 25
     assert psutil.wait_procs(workers, timeout=5)[1] == []
+
+
+def test_class_balanced_batches(pictures):
+    """A class of two images beside two of eleven: a third of what is shown, each repetition with its own key and crop."""
+    (pictures / "few").mkdir()
+    for number in range(2):
+        noise = np.random.default_rng(number).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(pictures / "few" / f"{number}.png")
+    folder = scan_folder(pictures)
+    few = folder.classes.index("few")
+    options = {"class_balanced": True, "total_steps": 6}
+    batches = list(stream(folder, **options))
+    labels = torch.cat([batch.labels for batch in batches])
+    counts = torch.bincount(labels)
+    assert counts.max() - counts.min() <= 6
+    keys = torch.cat([batch.keys for batch in batches])
+    assert len(set(keys.tolist())) == len(keys)
+    first = next(batch for batch in batches if few in batch.labels)
+    place = int((first.labels == few).nonzero()[0])
+    expected = TRANSFORM(load_image(folder.path(int(first.indices[place]))), int(first.keys[place]))
+    assert np.array_equal(first.images[place].numpy(), expected)
+    for other in (stream(folder, workers=2, **options), stream(folder, start_step=3, **options)):
+        others = list(other)
+        for a, b in zip(batches[-len(others) :], others, strict=True):
+            assert torch.equal(a.images, b.images) and torch.equal(a.keys, b.keys) and torch.equal(a.indices, b.indices)
 
 
 def test_what_a_worker_gets_is_small(pictures):

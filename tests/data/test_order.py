@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgemim.data.order import StepSampler, epoch_order, sample_key, steps_per_epoch
+from edgemim.data.order import StepSampler, balanced_order, epoch_order, sample_key, steps_per_epoch
 from edgemim.errors import UserError
 
 
@@ -142,3 +142,67 @@ def test_steps_per_epoch_refuses_what_cannot_be():
 def test_uneven_split_is_refused_with_the_remedy():
     with pytest.raises(UserError, match="multiple of 6"):
         StepSampler(100, batch_size=10, seed=0, total_steps=1, world=3, accumulate=2)
+
+
+# Class-balanced sampling
+
+LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(np.array)
+
+
+@given(LABELS, st.integers(0, 2**40), st.integers(0, 1000))
+def test_every_class_has_its_share_and_every_image_its_turn(labels, seed, epoch):
+    n = len(labels)
+    places = balanced_order(labels, seed, epoch)
+    assert places.dtype == np.int64 and len(places) == n
+    assert len(set(places.tolist())) == n  # so that every repetition has a key of its own
+    shown = places % n
+    of_class = [int((labels[shown] == label).sum()) for label in np.unique(labels)]
+    assert max(of_class) - min(of_class) <= 1
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        times = np.bincount(shown, minlength=n)[members]
+        assert times.max() - times.min() <= 1
+        for member, count in zip(members.tolist(), times.tolist(), strict=True):
+            assert sorted(place // n for place in places.tolist() if place % n == member) == list(range(count))
+
+
+def test_classes_of_one_size_are_an_order_of_all():
+    labels = np.arange(60) % 4
+    assert np.array_equal(np.sort(balanced_order(labels, 1, 2)), np.arange(60))
+
+
+def test_a_large_class_shows_other_images_in_other_epochs():
+    labels = np.array([0] * 90 + [1] * 10)
+    epochs = [set(balanced_order(labels, 0, epoch).tolist()) for epoch in range(12)]
+    large = [{place for place in epoch if place < 90} for epoch in epochs]
+    assert all(len(shown) == 50 for shown in large)
+    assert len(set(map(frozenset, large))) == 12
+    assert set.union(*large) == set(range(90))
+
+
+def test_which_class_has_the_odd_one_changes():
+    labels = np.array([0, 0, 1, 1, 2])
+    assert {int(np.bincount(labels[balanced_order(labels, 0, epoch) % 5]).argmin()) for epoch in range(50)} == {0, 1, 2}
+
+
+def balanced(labels, **options):
+    sampler = StepSampler(len(labels), batch_size=12, seed=4, total_steps=20, labels=np.array(labels), **options)
+    return list(sampler)
+
+
+def test_balanced_batches_do_not_depend_on_ranks_or_restarts():
+    labels = [0] * 40 + [1] * 3 + [2] * 17
+    whole = balanced(labels)
+    assert balanced(labels, start_step=7) == whole[7:]
+    ranks = [balanced(labels, rank=rank, world=3) for rank in range(3)]
+    for step, batch in enumerate(whole):
+        assert [place for pair in zip(*(ranks[r][step] for r in range(3)), strict=True) for place in pair] == batch
+    parts = balanced(labels, accumulate=2)
+    assert [parts[2 * step] + parts[2 * step + 1] for step in range(20)] == whole
+    shown = np.bincount([labels[index % 60] for batch in whole for _, index in batch])
+    assert shown.tolist() == [80, 80, 80]  # 4 epochs of 60
+
+
+def test_images_without_labels_cannot_be_balanced():
+    with pytest.raises(UserError, match="class-balanced sampling needs a label for every image"):
+        balanced([0, 1, -1] * 10)
