@@ -139,7 +139,7 @@ def vittrack_artifact(weights: Path, folder: Path) -> Artifact:
         inputs={"template": (1, 3, 128, 128), "search": (1, 3, 256, 256)},
         output_names=names,
         preprocessing=Preprocessing(image_size=256, crop_pct=1.0, interpolation="bilinear"),
-        tracking=TrackingInference(maps=names),
+        tracking=TrackingInference(maps=names, border="whole"),
         opset=12,
         files={"onnx-fp32": describe_file(folder, "model.onnx", format="onnx", precision="fp32")},
     )

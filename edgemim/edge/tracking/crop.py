@@ -30,18 +30,20 @@ class Crop(NamedTuple):
     """Side of the square in the image, pixels."""
 
 
-def crop_square(image: np.ndarray, box: Box, factor: float, size: int) -> Crop:
+def crop_square(image: np.ndarray, box: Box, factor: float, size: int, *, whole: bool = False) -> Crop:
     """Cut the square of side ceil(factor · sqrt(width · height)) centred on `box` and resize it to `size`.
 
-    Its corner is rounded to whole pixels (half to even). `image` is uint8 [h, w, 3]. Raises ValueError on a box that
-    is not finite or has no area.
+    Its corner is rounded to whole pixels (half to even). `image` is uint8 [h, w, 3]. The published code takes the last
+    row and column of an image for outside where a square reaches them; with `whole` they are kept. Raises ValueError on
+    a box that is not finite or has no area.
     """
     left, top, side = _square(box, factor)
     resize_factor = size / side
     if side > _MAX_COPIED_SIDE_PX:
         return Crop(_sample(image, left, top, side, size), resize_factor, left, top, side)
-    patch = image[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)]
-    above, before, below, behind = _outside(image.shape[0], image.shape[1], left, top, side)
+    lost = 0 if whole else 1
+    above, before, below, behind = _outside(image.shape[0] - lost, image.shape[1] - lost, left, top, side)
+    patch = image[top + above : top + side - below, left + before : left + side - behind]
     if patch.size == 0:
         return Crop(np.zeros((size, size, 3), np.uint8), resize_factor, left, top, side)
     if above or before or below or behind:
@@ -52,9 +54,9 @@ def crop_square(image: np.ndarray, box: Box, factor: float, size: int) -> Crop:
 def padding_mask(crop: Crop, height: int, width: int) -> np.ndarray:
     """bool [size, size]: True where a crop of an image of `height` rows and `width` columns shows what lies outside it.
 
-    A pixel mixed of both counts as outside, as published.
+    As published: the image's last row and column count as outside, and so does a pixel mixed of both.
     """
-    above, before, below, behind = _outside(height, width, crop.left, crop.top, crop.side)
+    above, before, below, behind = _outside(height - 1, width - 1, crop.left, crop.top, crop.side)
     mask = np.ones((crop.side, crop.side))
     mask[above : crop.side - below, before : crop.side - behind] = 0
     size = crop.pixels.shape[0]

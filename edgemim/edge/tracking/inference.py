@@ -26,6 +26,9 @@ class TrackingInference(Config):
     """Side of the template crop over the square root of the box's area."""
     search_factor: Annotated[float, Field(gt=0)] = 4.0
     """Side of the search crop over the square root of the box's area."""
+    border: Literal["published", "whole"] = "published"
+    """published: a crop that reaches an image's right or lower border loses the last column or row, as in OSTrack's code
+    for training and inference. whole: it does not."""
     window: Literal["hann", "none"] = "hann"
     """What the score map is multiplied by before its maximum is taken."""
     margin_px: Annotated[float, Field(gt=0)] = 10.0

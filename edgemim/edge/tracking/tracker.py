@@ -13,7 +13,7 @@ from edgemim.edge.artifact import Artifact
 from edgemim.edge.images import Preprocessing
 from edgemim.edge.runtime import Session, open_session
 from edgemim.edge.tracking.boxes import Box, clip_box
-from edgemim.edge.tracking.crop import Normaliser, crop_square
+from edgemim.edge.tracking.crop import Crop, Normaliser, crop_square
 from edgemim.edge.tracking.decode import decode_maps, hann_window, to_image
 from edgemim.edge.tracking.inference import TEMPLATE_SUFFIX, TrackingInference
 from edgemim.errors import UserError
@@ -95,7 +95,7 @@ class Tracker:
         _check_image(image)
         box = checked_box(box, image.shape[1], image.shape[0])
         facts = self.inference
-        crop = crop_square(image, box, facts.template_factor, facts.template_size)
+        crop = self._crop(image, box, facts.template_factor, facts.template_size)
         fixed = {facts.template_name: self._normalise(crop.pixels)}
         # The cached form computes here, once, what the joint form does again for every frame.
         self._fixed = fixed if self._template_session is None else self._template_session.run(fixed)
@@ -109,7 +109,7 @@ class Tracker:
             raise UserError(f"the image is {_named(image)}, the first one was uint8 {_shape(self._size)}; resize it")
         facts = self.inference
         began = time.perf_counter()
-        crop = crop_square(image, self._box, facts.search_factor, facts.search_size)
+        crop = self._crop(image, self._box, facts.search_factor, facts.search_size)
         search = self._normalise(crop.pixels)
         cropped = time.perf_counter()
         maps = self.session.run({**self._fixed, facts.search_name: search})
@@ -132,6 +132,9 @@ class Tracker:
         self.init(black, Box(0, 0, facts.template_size, facts.template_size))
         self.update(black)
         self._box, self._fixed = None, {}
+
+    def _crop(self, image: np.ndarray, box: Box, factor: float, size: int) -> Crop:
+        return crop_square(image, box, factor, size, whole=self.inference.border == "whole")
 
     def _read(self, maps: dict[str, np.ndarray], side_px: float) -> float:
         """Move the box to where the maps point; returns the score."""
