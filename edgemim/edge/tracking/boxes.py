@@ -74,8 +74,9 @@ def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     usable = has_area(first) & has_area(second)
     low = np.maximum(first[..., :2], second[..., :2])
     high = np.minimum(first[..., :2] + first[..., 2:], second[..., :2] + second[..., 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=-1)
-    union = np.prod(first[..., 2:], axis=-1) + np.prod(second[..., 2:], axis=-1) - shared
+    with np.errstate(invalid="ignore"):  # of boxes that are not usable
+        shared = np.prod(np.clip(high - low, 0, None), axis=-1)
+        union = np.prod(first[..., 2:], axis=-1) + np.prod(second[..., 2:], axis=-1) - shared
     return np.divide(shared, union, out=np.zeros(usable.shape), where=usable & (union > 0))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -72,8 +73,9 @@ PROTOCOLS: Mapping[str, Protocol] = {
 
 def _ao_and_sr(errors: FrameErrors) -> Scores:
     overlap, curve = errors.overlap, curves(errors, _GOT10K_THRESHOLDS)
-    values = {"ao": overlap.mean(), "sr50": (overlap > 0.5).mean(), "sr75": (overlap > 0.75).mean()}
-    return Scores(curve, {name: 100 * float(value) for name, value in values.items()}, overlap)
+    frames = len(overlap) or math.nan
+    sums = {"ao": overlap.sum(), "sr50": (overlap > 0.5).sum(), "sr75": (overlap > 0.75).sum()}
+    return Scores(curve, {name: 100 * float(value / frames) for name, value in sums.items()}, overlap)
 
 
 def _overlaps_alone(overlap: np.ndarray) -> FrameErrors:

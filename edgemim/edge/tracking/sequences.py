@@ -82,9 +82,10 @@ class Sequence:
             ) from error
 
 
-def natural_key(name: str) -> list[tuple[int, str]]:
+def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sorts 'img2' before 'img10': TrackingNet's frames are numbered without leading zeros."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def list_frames(folder: Path) -> tuple[Path, ...]:
