@@ -52,7 +52,7 @@ format: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,quickstart,openvino,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,quickstart,openvino,tensorrt,video,dev]'
 	touch $@
 
 $(EDGE_VENV)/installed: pyproject.toml constraints.txt
