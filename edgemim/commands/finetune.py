@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import torch
@@ -21,7 +21,9 @@ from edgemim.models.sizes import EncoderConfig, RelativePositionsConfig, VitConf
 from edgemim.models.weights import save_model
 from edgemim.run import RunRecord
 from edgemim.tasks import TaskConfig
+from edgemim.tasks.class_teacher import open_class_teacher, top1_on
 from edgemim.tasks.classification import ClassificationConfig, ClassificationTask, MixingConfig
+from edgemim.tasks.distillation import Distillation, DistillationConfig
 from edgemim.tasks.segmentation import SEGMENTATION_RECIPE, SegmentationConfig
 from edgemim.tasks.task import LabelledData
 from edgemim.training.distributed import World, open_world
@@ -30,6 +32,8 @@ from edgemim.training.session import loader_arguments, open_run
 
 _RECIPES: dict[object, dict[str, Any]] = {"segmentation": SEGMENTATION_RECIPE}
 """Defaults of a task's own."""
+_SGD: dict[str, Any] = {"base_lr": 0.015, "weight_decay": 0.0, "clip_grad": 1.0}
+"""Defaults of SGD's own: the study's transfer recipe, 0.03 for a batch of 512."""
 
 
 class FinetuneConfig(TrainingConfig):
@@ -58,6 +62,10 @@ class FinetuneConfig(TrainingConfig):
     """Augmentation."""
     mixing: MixingConfig = MixingConfig()
     """mixup, CutMix and label smoothing."""
+    pool: Literal["mean", "cls"] = "mean"
+    """What is classified: the mean of the patch tokens, or the class token, which MoCo-v3 trains."""
+    distillation: DistillationConfig = DistillationConfig()
+    """What is learnt from another classifier; nothing by default."""
     crop_pct: float = pydantic.Field(default=0.875, gt=0, le=1)
     """Part of the short side that the evaluation crop keeps."""
     layer_decay: float = pydantic.Field(default=0.85, gt=0, le=1)
@@ -66,6 +74,14 @@ class FinetuneConfig(TrainingConfig):
     """Largest rate of stochastic depth."""
     evaluate_every: float = pydantic.Field(default=10.0, ge=0)
     """Epochs between two evaluations; 0 evaluates at the end alone."""
+    keep_best: bool = False
+    """Hand on the weights of the best evaluation (by top-1, mIoU), not the last ones. The held-out images choose then, and
+    their figure is that of a chosen model: measure on others."""
+    patience: int | None = pydantic.Field(default=None, ge=1)
+    """Evaluations without a gain after which the run ends, and hands on the best weights; by default it never does."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov's momentum and the study's settings for small sets: rate 0.015 for a batch of 256, no
+    decay, gradients up to norm 1."""
     epochs: float = pydantic.Field(default=300.0, gt=0)
     """Passes over the images."""
     warmup_epochs: float = pydantic.Field(default=5.0, ge=0)
@@ -75,15 +91,26 @@ class FinetuneConfig(TrainingConfig):
     min_lr: float = pydantic.Field(default=1e-6, ge=0)
     """Learning rate at the end of the cosine."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's momenta."""
+    """AdamW's momenta; SGD has the first."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _defaults_of_the_task(cls, data: Any) -> Any:
-        """What is not said is the task's own recipe."""
-        named = data.get("task") if isinstance(data, dict) else None
+        """What is not said is the recipe of the task and of the optimizer."""
+        if not isinstance(data, dict):
+            return data
+        named = data.get("task")
         name = named.get("name") if isinstance(named, dict) else getattr(named, "name", named)
-        return {**_RECIPES.get(name, {}), **data} if isinstance(data, dict) else data
+        return {**_RECIPES.get(name, {}), **(_SGD if data.get("optimizer") == "sgd" else {}), **data}
+
+    @pydantic.model_validator(mode="after")
+    def _check_evaluations(self) -> FinetuneConfig:
+        if self.evaluate_every == 0 and (self.keep_best or self.patience is not None):
+            name = "keep_best" if self.patience is None else "patience"
+            raise ValueError(
+                f"'{name}' chooses among evaluations, and evaluate_every 0 has but one; give --evaluate-every 1"
+            )
+        return self
 
     def learning_rate(self, step: int, plan: Plan) -> float:
         """The rate of a 0-based step: a classifier's cosine, else the task's own course."""
@@ -117,12 +144,15 @@ def finetune_classifier(config: FinetuneConfig) -> dict[str, Any]:
     with open_world(config.device) as world:
         data = LabelledData.open(root, val, val_share=config.val_share, seed=config.seed)
         plan = Plan.of(config, steps_per_epoch(len(data.train), config.batch_size))
+        distillation = open_distillation(config, data.train.classes, world)
         torch.manual_seed(config.seed)
-        task, note = build(config, data, start)
+        task, note = build(config, data, start, distillation)
         with open_run("finetune", config, world) as record:
             record.results["init"] = note
             if world.is_main:
                 print(note)
+            if distillation is not None:
+                record.results["teacher"] = meet_teacher(distillation, task, world)
             _train(config, task, plan, world, record)
     if world.is_main:
         print(f"top-1 {record.results['top1']:.2f} % on {record.results['evaluated_images']} held-out images")
@@ -130,12 +160,38 @@ def finetune_classifier(config: FinetuneConfig) -> dict[str, Any]:
     return record.results
 
 
-def build(config: FinetuneConfig, data: LabelledData, start: Start) -> tuple[ClassificationTask, str]:
+def open_distillation(config: FinetuneConfig, labels: tuple[str, ...], world: World) -> Distillation | None:
+    """The teacher, on its device, and how it is listened to; None without one. Raises UserError."""
+    if config.distillation.teacher is None:
+        return None
+    return Distillation(config.distillation, open_class_teacher(config.distillation, labels).to(world.device))
+
+
+def meet_teacher(distillation: Distillation, task: ClassificationTask, world: World) -> dict[str, Any]:
+    """What the teacher is and how much it knows of some held-out images, said and for the record."""
+    teacher = distillation.teacher
+    facts: dict[str, Any] = {"summary": teacher.summary}
+    if world.is_main:
+        assert task.data is not None
+        facts["top1"], facts["images"] = top1_on(teacher, task.data.val, task.preprocessing, world.device)
+        print(f"teacher: {teacher.summary}; top-1 {facts['top1']:.2f} % on {facts['images']} held-out images")
+    return facts
+
+
+def build(
+    config: FinetuneConfig, data: LabelledData, start: Start, distillation: Distillation | None = None
+) -> tuple[ClassificationTask, str]:
     """The task with its initial weights, and a sentence on where they came from. Raises UserError."""
     built = build_start(config, start, len(data.train.classes))
     preprocessing = Preprocessing(image_size=built.input_size, crop_pct=config.crop_pct, **built.statistics)
     task = ClassificationTask(
-        built.model, data.train.classes, preprocessing, data, architecture=built.architecture, mixing=config.mixing
+        built.model,
+        data.train.classes,
+        preprocessing,
+        data,
+        architecture=built.architecture,
+        mixing=config.mixing,
+        distillation=distillation,
     )
     return task, built.note
 

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import pydantic
 import timm
 from torch import Tensor, nn
 
 from edgemim.errors import UserError
 from edgemim.models.build import parse_encoder
 from edgemim.models.relative import from_plain
-from edgemim.models.sizes import EncoderSize, RelativePositions, RelativeVitConfig, VitConfig
-from edgemim.models.weights import MODEL_FILE, encoder_of, load_weights, read_facts, read_tensors
+from edgemim.models.sizes import EncoderSize, HieraConfig, RelativePositions, RelativeVitConfig, VitConfig
+from edgemim.models.weights import MODEL_FILE, load_weights, read_facts, read_tensors
 from edgemim.run import find_run
 from edgemim.tasks.classification import build_model
 
 if TYPE_CHECKING:
     from edgemim.commands.finetune import FinetuneConfig
+
+_HEADS, _NORMS = (
+    ("head.fc.", "head.weight", "head.bias", "head_dist."),
+    ("norm.", "fc_norm.", "dist_norm.", "head.norm."),
+)
+"""What a classifier has of its own, beside the encoder: layers for classes, and norms of what is pooled."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +36,12 @@ class Start:
     Attributes:
         run: the run that weights come from; None from scratch or from timm.
         encoder: the encoder that is fine-tuned; None for a timm model.
+        statistics: mean and std of the run's input.
     """
 
     run: Path | None
     encoder: EncoderSize | None
+    statistics: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,36 +71,73 @@ def find_start(config: FinetuneConfig) -> Start:
     """Choose run and encoder; nothing is built yet.
 
     Raises:
-        UserError: if there is no such run, or the network cannot have the relative positions that are asked for.
+        UserError: if there is no such run, or the network cannot have the positions, the pooling or the second head that
+            are asked for.
     """
     if config.init.startswith("timm:"):
         if config.relative_positions is not None:
             raise UserError(f"{config.init} has timm's own positions; leave --relative-positions out")
+        _check_class_token(config, config.init, has_one=False)
         return Start(None, None)
-    run, encoder = None, config.encoder
+    run, encoder, statistics = None, config.encoder, {}
     if config.init != "scratch":
         run = find_run(None if config.init == "newest" else Path(config.init), "pretrain")
-        encoder = encoder_of(run)
-    return Start(run, with_positions(encoder, config.relative_positions, run).as_classifier())
+        encoder, statistics = described(run, "a classifier")
+    encoder = with_positions(encoder, config.relative_positions, run).as_classifier()
+    _check_class_token(config, f"a {encoder.name}", has_one=not isinstance(encoder, HieraConfig))
+    return Start(run, encoder, statistics)
+
+
+def described(run: Path, purpose: str) -> tuple[EncoderSize, dict[str, Any]]:
+    """The encoder of a pre-training run or of a fine-tuned classifier, with its mean and std. Raises UserError."""
+    facts = read_facts(run)
+    try:
+        if facts["kind"] == "encoder":
+            encoder = parse_encoder(facts["encoder"])
+        elif facts["kind"] == "classification" and "vit" in facts["architecture"]:
+            encoder = parse_encoder(facts["architecture"]["vit"])
+        else:
+            raise UserError(f"{run} holds a {facts['kind']} model, whose encoder {purpose} cannot start from")
+        return encoder, {key: facts["preprocessing"][key] for key in ("mean", "std")}
+    except (KeyError, TypeError, pydantic.ValidationError) as error:
+        raise UserError(f"{run / 'model' / 'model.json'} does not describe a model: {error}") from error
+
+
+def _check_class_token(config: FinetuneConfig, network: str, *, has_one: bool) -> None:
+    """Refuse what needs a class token where there is none, or where it has another use. Raises UserError."""
+    listens = config.distillation.teacher is not None and config.distillation.through == "token"
+    if config.pool == "cls" and not has_one:
+        raise UserError(
+            f"--pool cls classifies the class token of a plain vision transformer, not {network}; leave it out"
+        )
+    if listens and (config.pool == "cls" or not has_one):
+        reason = "--pool cls classifies" if has_one else f"{network} does not offer"
+        raise UserError(
+            f"--distillation.through token teaches the class token, which {reason}; give --distillation.through head"
+        )
 
 
 def build_start(config: FinetuneConfig, start: Start, classes: int) -> Built:
     """The network of a start, with its weights. Raises UserError if they do not fit or cannot be had."""
     if start.encoder is None:
         return _from_timm(config, classes)
-    architecture = {"vit": start.encoder.model_dump(mode="json")}
+    architecture: dict[str, Any] = {"vit": start.encoder.model_dump(mode="json")}
+    architecture |= {"pool": "token"} if config.pool == "cls" else {}
+    if config.distillation.teacher is not None and config.distillation.through == "token":
+        architecture["distilled"] = True
     model = build_model(architecture, classes, drop_path=config.drop_path)
     if start.run is None:
         return Built(model, architecture, {}, "weights: from scratch")
+    found = read_tensors(start.run / "model" / MODEL_FILE)
+    # A head for other classes may have the same shape.
+    weights = {key: value for key, value in found.items() if not key.startswith(_HEADS)}
     # As in MAE: the pre-training norm is left behind, pooled features get a new one.
-    weights, may_drop, may_miss = read_tensors(start.run / "model" / MODEL_FILE), ("norm.",), ("fc_norm.", "head.")
+    may_drop, may_miss = _NORMS, (*_NORMS, *_HEADS)
     if config.relative_positions is not None:
         weights, left, new = add_tables(weights, start.encoder, model.state_dict())
         may_drop, may_miss = may_drop + left, may_miss + new
     report = load_weights(model, weights, may_drop=may_drop, may_miss=may_miss)
-    preprocessing = read_facts(start.run)["preprocessing"]
-    statistics = {key: preprocessing[key] for key in ("mean", "std")}
-    return Built(model, architecture, statistics, f"weights: {start.run} ({report})")
+    return Built(model, architecture, start.statistics, f"weights: {start.run} ({report})")
 
 
 def with_positions(encoder: EncoderSize, added: RelativePositions | None, run: Path | None) -> EncoderSize:

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from edgemim.config import Config
+from edgemim.data.erasing import Erased
 from edgemim.edge.images import IMAGENET_MEAN, Preprocessing
 from edgemim.errors import UserError
 
@@ -54,7 +55,7 @@ class PretrainTransform(Config):
 
 
 class FinetuneTransform(Config):
-    """Augmentation of supervised fine-tuning: random resized crop, flip, RandAugment."""
+    """Augmentation of supervised fine-tuning: random resized crop, flip, RandAugment, random erasing."""
 
     crop_scale: Scale = (0.08, 1.0)
     """Smallest and largest part of the image's area that the crop takes."""
@@ -62,6 +63,8 @@ class FinetuneTransform(Config):
     """Mirror left and right with probability one half."""
     rand_augment: str = "rand-m10-mstd0.5-inc1"
     """timm's policy string (rand-..., augmix-..., original, v0); empty for none. The default is MAE-Lite's."""
+    erasing: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a rectangle of the picture becomes noise."""
     interpolation: Interpolation = "bicubic"
     """random draws bilinear or bicubic for each image."""
 
@@ -73,9 +76,10 @@ class FinetuneTransform(Config):
     def build(self, image_size: int) -> KeyedTransform:
         """The transform to squares of `image_size` pixels. Raises UserError if timm does not know the policy."""
         crop = CropAndFlip(image_size, "random_resized", self.crop_scale, self.flip, self.interpolation)
-        if not self.rand_augment:
-            return crop
-        return Augmented(crop, _timm_policy(self.rand_augment, image_size, self.interpolation))
+        whole: KeyedTransform = crop
+        if self.rand_augment:
+            whole = Augmented(crop, _timm_policy(self.rand_augment, image_size, self.interpolation))
+        return Erased(whole, self.erasing) if self.erasing > 0 else whole
 
 
 class EvalTransform:

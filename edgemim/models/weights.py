@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from edgemim.errors import UserError
 from edgemim.models.arrays import read_arrays
 from edgemim.models.build import build_encoder, parse_encoder
+from edgemim.models.distilled import DistilledRelativeVit, DistilledVit
 from edgemim.models.encoder import Encoder
 from edgemim.models.hiera import bare_hiera
 from edgemim.models.relative import RelativeVit
@@ -277,17 +278,24 @@ def _from_hiera(model: Hiera, q_pool: int | None) -> Encoder:
 
 
 def bare_vit(
-    config: EncoderSize, *, num_classes: int, global_pool: str = "avg", drop_path: float = 0.0
+    config: EncoderSize,
+    *,
+    num_classes: int,
+    global_pool: str = "avg",
+    drop_path: float = 0.0,
+    distilled: bool = False,
 ) -> VisionTransformer | RelativeVit | Hiera:
     """timm's network of a configuration; with 'avg' pooling it norms after pooling (`fc_norm`), as MAE does.
 
-    A `Hiera` always pools, then norms.
+    A `Hiera` always pools, then norms. `distilled` gives the class token a head of its own for a teacher's answers.
     """
     if isinstance(config, HieraConfig):
         return bare_hiera(config, num_classes=num_classes, drop_path=drop_path)
     if isinstance(config, RelativeVitConfig):
-        return RelativeVit(config, num_classes=num_classes, global_pool=global_pool, drop_path=drop_path)
-    return VisionTransformer(
+        relative = DistilledRelativeVit if distilled else RelativeVit
+        return relative(config, num_classes=num_classes, global_pool=global_pool, drop_path=drop_path)
+    plain = DistilledVit if distilled else VisionTransformer
+    return plain(
         img_size=config.image_size,
         patch_size=config.patch_size,
         embed_dim=config.width,

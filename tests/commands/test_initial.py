@@ -14,9 +14,9 @@ from edgemim.commands.initial import find_start  # noqa: E402
 from edgemim.errors import UserError  # noqa: E402
 from edgemim.models.build import build_encoder  # noqa: E402
 from edgemim.models.sizes import SIZES  # noqa: E402
-from edgemim.models.weights import save_model  # noqa: E402
+from edgemim.models.weights import MODEL_FILE, load_encoder, read_tensors, save_model  # noqa: E402
 from edgemim.tasks import LabelledData  # noqa: E402
-from edgemim.tasks.classification import ClassificationTask  # noqa: E402
+from edgemim.tasks.classification import ClassificationTask, build_model  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -86,3 +86,58 @@ def test_positions_that_cannot_be_added_are_refused_before_images_are_looked_for
         with pytest.raises(UserError, match=sentence):
             edgemim.finetune(config_of(**nowhere, **changes))
     assert not (tmp_path / "out").exists()
+
+
+def finetuned(folder: Path, labels: tuple[str, ...] = ("a", "b", "c", "d"), **architecture: object) -> Path:
+    """A classifier with random weights, as a fine-tuning run hands it on."""
+    torch.manual_seed(1)
+    record = {"vit": SIZES["vit_nano"].model_dump(mode="json"), **architecture}
+    preprocessing = {"image_size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
+    facts = {"kind": "classification", "architecture": record, "labels": labels, "preprocessing": preprocessing}
+    save_model(folder / "model", build_model(record, len(labels)).state_dict(), facts)
+    return folder
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_classifier_hands_on_all_but_its_heads(photos: Path, tmp_path: Path, distilled: bool) -> None:
+    run = finetuned(tmp_path / "run", distilled=distilled)
+    given = read_tensors(run / "model" / MODEL_FILE)
+    task, note = begun(config_of(init=str(run)), LabelledData.open(photos))
+    own = task.model.state_dict()
+    heads = [key for key in given if "head" in key or "dist" in key]
+    assert len(heads) == (6 if distilled else 2)
+    assert all(torch.equal(own[key], value) for key, value in given.items() if key not in heads)
+    # As many classes, but other ones: the head of the same shape is not theirs.
+    assert own["head.weight"].shape == given["head.weight"].shape
+    assert not torch.equal(own["head.weight"], given["head.weight"])
+    assert "new: head.weight, head.bias" in note
+    assert task.preprocessing.mean == (0.5, 0.4, 0.3)
+
+
+@pytest.mark.parametrize("pretrained", ["vit_nano", "vit_nano_rel"], indirect=True)
+def test_the_class_token_is_classified_behind_the_encoders_own_norm(pretrained: Path, photos: Path) -> None:
+    task, note = begun(config_of(init=str(pretrained), pool="cls"), LabelledData.open(photos))
+    assert "dropped" not in note
+    encoder = load_encoder(pretrained)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    x = task.normalization.apply(images)
+    with torch.inference_mode():
+        token = encoder(x).last[:, 0]
+        logits = task.eval().predict(images)
+        torch.testing.assert_close(logits, token @ task.model.head.weight.T + task.model.head.bias)  # pyright: ignore
+    assert task.facts()["architecture"]["pool"] == "token"
+
+
+def test_a_token_that_is_not_there_or_not_free_is_refused(tmp_path: Path) -> None:
+    nowhere = {"data": tmp_path / "no_such_folder", "init": "scratch"}
+    teacher = {"teacher": "timm:test_vit"}
+    hiera, timms = {"encoder": "hiera_micro_32"}, {"init": "timm:test_vit"}
+    for changes, sentence in (
+        ({**hiera, "pool": "cls"}, "of a plain vision transformer, not a hiera; leave it out"),
+        ({**timms, "pool": "cls"}, "not timm:test_vit; leave it out"),
+        ({**hiera, "distillation": teacher}, "which a hiera does not offer; give --distillation.through head"),
+        ({**timms, "distillation": teacher}, "which timm:test_vit does not offer; give --distillation.through head"),
+        ({"pool": "cls", "distillation": teacher}, "which --pool cls classifies; give --distillation.through head"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            edgemim.finetune(config_of(**{**nowhere, **changes}))

@@ -8,13 +8,12 @@ from typing import Any
 
 import pydantic
 
-from edgemim.commands.initial import add_tables, with_positions
+from edgemim.commands.initial import add_tables, described, with_positions
 from edgemim.errors import UserError
-from edgemim.models.build import parse_encoder
 from edgemim.models.resizing import resize_positions
 from edgemim.models.semantic_fpn import SemanticFpn
 from edgemim.models.sizes import EncoderSize, RelativePositions, RelativeVitConfig
-from edgemim.models.weights import load_weights, read_facts, read_tensors
+from edgemim.models.weights import load_weights, read_tensors
 from edgemim.run import find_run
 
 
@@ -52,7 +51,7 @@ def find_start(init: str, encoder: EncoderSize, added: RelativePositions | None,
         raise UserError(f"--task segmentation starts from a run or from scratch, not from {init}")
     if init != "scratch":
         run = find_run(None if init == "newest" else Path(init), "pretrain")
-        encoder, statistics = _described(run)
+        encoder, statistics = described(run, "segmentation")
     source = encoder.as_classifier()
     encoder = with_positions(source, added, run)
     try:
@@ -61,20 +60,6 @@ def find_start(init: str, encoder: EncoderSize, added: RelativePositions | None,
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UserError(f"task.crop_size {crop_size} does not go with the encoder: {reason}") from error
     return Start(run, source, sized, statistics)
-
-
-def _described(run: Path) -> tuple[EncoderSize, dict[str, Any]]:
-    facts = read_facts(run)
-    try:
-        if facts["kind"] == "encoder":
-            encoder = parse_encoder(facts["encoder"])
-        elif facts["kind"] == "classification" and "vit" in facts["architecture"]:
-            encoder = parse_encoder(facts["architecture"]["vit"])
-        else:
-            raise UserError(f"{run} holds a {facts['kind']} model, whose encoder segmentation cannot start from")
-        return encoder, {key: facts["preprocessing"][key] for key in ("mean", "std")}
-    except (KeyError, TypeError, pydantic.ValidationError) as error:
-        raise UserError(f"{run / 'model' / 'model.json'} does not describe a model: {error}") from error
 
 
 def load_start(model: SemanticFpn, start: Start, weights_file: str) -> str:
@@ -86,7 +71,7 @@ def load_start(model: SemanticFpn, start: Start, weights_file: str) -> str:
         return "weights: from scratch"
     weights = read_tensors(start.run / "model" / weights_file)
     weights = resize_positions(weights, start.source, _like(start.source, start.encoder))
-    may_drop, may_miss = ("head.", "fc_norm."), ("norm.", "head.")
+    may_drop, may_miss = ("head.", "fc_norm.", "head_dist.", "dist_norm."), ("norm.", "head.")
     if isinstance(start.encoder, RelativeVitConfig) and not isinstance(start.source, RelativeVitConfig):
         weights, left, new = add_tables(weights, start.encoder, model.encoder.vit.state_dict())
         may_drop, may_miss = may_drop + left, may_miss + new
