@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from timm.optim import Lars
 from torch import Tensor, nn
 
+from edgemim.data.labelled import stratified_split
 from edgemim.errors import UserError
-from edgemim.tasks.task import stratified_split
 
 OptimizerName = Literal["adamw", "lars"]
 RATES: dict[OptimizerName, tuple[float, ...]] = {

@@ -25,13 +25,14 @@ from edgemim.analysis.token_diversity import (
     teacher_features,
 )
 from edgemim.config import Config, from_mapping
-from edgemim.data.folders import ImageFolder, find_splits, scan_folder
+from edgemim.data.image_set import ImageSet
+from edgemim.data.labelled import spread_over_classes
 from edgemim.data.loader import Batch, eval_loader
+from edgemim.data.sources import find_sources
 from edgemim.edge.images import Preprocessing
 from edgemim.edge.report import save_figure
 from edgemim.errors import UserError
 from edgemim.run import RunRecord, default_folder, prepare_folder, write_text
-from edgemim.tasks.task import spread_over_classes
 from edgemim.teachers import CheckpointTeacher, EfficientNetLiteTeacher, Teacher, TeacherConfig, TimmTeacher
 from edgemim.training.distributed import pick_device
 
@@ -49,7 +50,7 @@ class AnalyzeConfig(Config):
     """What every analysis shares: the images that it looks at, and where its results go."""
 
     data: Path | None = None
-    """Folder of images; if it holds train/ and val/ (or test/), the held-out ones are taken."""
+    """Folder of images, CSV file, tar shards or Hugging Face dataset; of a set with splits, the held-out images."""
     images: int = pydantic.Field(default=256, ge=2)
     """Images of the sample: the same number of every class where there are classes."""
     image_size: int = pydantic.Field(default=224, ge=8)
@@ -135,18 +136,17 @@ def open_analysis(verb: str, config: AnalyzeConfig) -> RunRecord:
     return RunRecord(verb, folder, config)
 
 
-def open_sample(config: AnalyzeConfig) -> ImageFolder:
+def open_sample(config: AnalyzeConfig) -> ImageSet:
     """The seeded sample of images, balanced over classes. Raises UserError without images."""
     if config.data is None:
         raise UserError("give --data DIR, a folder of images")
-    splits = find_splits(config.data)
-    folder = scan_folder(splits.get("val") or splits.get("test") or config.data)
+    folder = find_sources(config.data).measured.open()
     order = np.random.default_rng(config.seed).permutation(len(folder))
     chosen = order[spread_over_classes(folder.labels[order], config.images)]
     return folder.select(np.sort(chosen))
 
 
-def sample_batches(folder: ImageFolder, config: AnalyzeConfig) -> Iterable[Batch]:
+def sample_batches(folder: ImageSet, config: AnalyzeConfig) -> Iterable[Batch]:
     """The sample as uint8 batches, seen as a student sees images in evaluation."""
     preprocessing = Preprocessing(image_size=config.image_size, crop_pct=1.0)
     return eval_loader(folder, preprocessing, batch_size=config.batch_size, workers=config.workers)
@@ -170,7 +170,7 @@ def read_teacher(text: str, flag: str = "--teacher") -> AnyTeacher:
 
 
 def _features(
-    network: Teacher, folder: ImageFolder, config: AnalyzeConfig, device: torch.device
+    network: Teacher, folder: ImageSet, config: AnalyzeConfig, device: torch.device
 ) -> Callable[[], Iterable[torch.Tensor]]:
     return lambda: teacher_features(network, sample_batches(folder, config), device)
 

@@ -27,8 +27,8 @@ class EvaluateConfig(Config):
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """Folder of a fine-tuning run; default the newest."""
     data: Path | None = None
-    """Images in one folder a class, or a folder with train/ and val/ (of a segmentation set, its root, or a folder with
-    images/ and masks/); default the run's own held-out images."""
+    """Images in one folder a class, or a folder with train/ and val/ of such; a CSV file, tar shards, a Hugging Face
+    dataset (of a segmentation set, its root, or a folder with images/ and masks/); default the run's own held-out images."""
     out: Path | None = None
     """Where run.json and the confusion matrix go; default RUN/evaluate."""
     batch_size: int = pydantic.Field(default=64, ge=1)

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from edgemim.commands.pretrain_watch import EncoderWatch
-from edgemim.data.folders import ImageFolder, find_splits, scan_folder
+from edgemim.data.image_set import ImageSet
 from edgemim.data.loader import Batch, build_loader, steps_per_epoch
+from edgemim.data.sources import Source, find_sources
 from edgemim.data.transforms import PretrainTransform
 from edgemim.edge.images import IMAGENET_MEAN, IMAGENET_STD
 from edgemim.errors import UserError
@@ -39,7 +40,8 @@ class PretrainConfig(TrainingConfig):
     """
 
     data: Path | None = None
-    """Folder of images, nested or flat. If it holds train/ and val/, only train/ is trained on."""
+    """Folder of images, nested or flat; CSV file, tar shards or Hugging Face dataset on disk. Of a set with splits only
+    the training part is trained on."""
     method: MethodConfig = MaeConfig()
     """What is optimised."""
     encoder: EncoderConfig = VitConfig()
@@ -88,8 +90,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     _check_composition(config)
     _check_cache(config)
     with open_world(config.device) as world:
-        splits = find_splits(data)
-        folder = scan_folder(splits.get("train", data), progress=world.is_main)
+        sources = find_sources(data)
+        folder = sources.train.open(progress=world.is_main)
         torch.manual_seed(config.seed)
         teacher = build_teacher(config, world.device)
         if config.teacher_cache is not None:
@@ -105,7 +107,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                 share, workers = (world.rank, world.size), config.reader_processes(world.size)
                 cached.fill(folder, config.transform, config.encoder.image_size, share, workers)
             try:
-                _train(config, model, folder, splits.get("val"), plan, world, record, cached)
+                _train(config, model, folder, sources.splits.get("val"), plan, world, record, cached)
             finally:
                 if cached is not None:
                     record.results["teacher_cache"] = cached.facts()
@@ -157,7 +159,7 @@ def _check_cache(config: PretrainConfig) -> None:
 
 
 def cache_teacher(
-    config: PretrainConfig, root: Path, teacher: nn.Module | None, folder: ImageFolder, world: World
+    config: PretrainConfig, root: Path, teacher: nn.Module | None, folder: ImageSet, world: World
 ) -> CachedTeacher:
     """The teacher with its features kept below `root`; says first how large they are. Raises UserError if too large."""
     assert isinstance(teacher, Teacher)
@@ -174,8 +176,8 @@ def cache_teacher(
 def _train(
     config: PretrainConfig,
     model: PretrainObjective,
-    folder: ImageFolder,
-    val: Path | None,
+    folder: ImageSet,
+    val: Source | None,
     plan: Plan,
     world: World,
     record: RunRecord,

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from edgemim.analysis.knn import extract_features, knn_accuracy
-from edgemim.data.folders import ImageFolder, scan_folder
+from edgemim.data.image_set import ImageSet
+from edgemim.data.labelled import spread_over_classes, stratified_split
 from edgemim.data.loader import eval_loader
+from edgemim.data.sources import Source
 from edgemim.edge.images import Preprocessing
 from edgemim.methods.pretraining import PretrainObjective
 from edgemim.run import RunRecord
-from edgemim.tasks.task import spread_over_classes, stratified_split
 from edgemim.training.distributed import World
 from edgemim.training.recipe import Plan, due
 
@@ -33,8 +34,8 @@ class EncoderWatch:
         self,
         config: PretrainConfig,
         model: PretrainObjective,
-        folder: ImageFolder,
-        val: Path | None,
+        folder: ImageSet,
+        val: Source | None,
         plan: Plan,
         world: World,
         record: RunRecord,
@@ -88,12 +89,12 @@ class EncoderWatch:
         return knn_accuracy(*found[0], *found[1])
 
 
-def _knn_parts(folder: ImageFolder, val: Path | None, seed: int) -> tuple[ImageFolder | None, ImageFolder | None]:
-    """A labelled bank and labelled queries: the val folder's where there is one, else a tenth of the images."""
+def _knn_parts(folder: ImageSet, val: Source | None, seed: int) -> tuple[ImageSet | None, ImageSet | None]:
+    """A labelled bank and labelled queries: the val split's where there is one, else a tenth of the images."""
     if not folder.classes:
         return None, None
     if val is not None:
-        bank, queries = folder, scan_folder(val).with_classes(folder.classes)
+        bank, queries = folder, val.open().with_classes(folder.classes)
     else:
         kept, held = stratified_split(folder.labels, 0.1, seed)
         bank, queries = folder.select(kept), folder.select(held)

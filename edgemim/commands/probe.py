@@ -12,13 +12,13 @@ import tyro
 from edgemim.analysis.knn import extract_features, knn_accuracy
 from edgemim.analysis.linear_probe import OptimizerName, ProbeSettings, linear_probe, sorted_rates
 from edgemim.config import Config
+from edgemim.data.labelled import LabelledData
 from edgemim.data.loader import eval_loader
 from edgemim.edge.images import Preprocessing
 from edgemim.errors import UserError
 from edgemim.models.normalization import Normalization
 from edgemim.models.weights import load_encoder, read_facts
 from edgemim.run import RunRecord, find_run
-from edgemim.tasks.task import LabelledData
 from edgemim.training.distributed import pick_device
 
 
@@ -32,9 +32,12 @@ class ProbeConfig(Config):
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """Folder of a pre-training run; default the newest."""
     data: Path | None = None
-    """Folder with one sub-folder a class, or with train/ and val/ (or test/) of such."""
+    """Folder with one sub-folder a class, or with train/ and val/ (or test/) of such; CSV file of path,label; tar shards;
+    Hugging Face dataset on disk."""
     val: Path | None = None
     """Images that are classified; else val/ beside train/, else a share of the data."""
+    classes: Path | None = None
+    """File of class names, one a line: which classes there are, and in which order; default those of the data."""
     val_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
     """Share of each class that is classified where there is no val folder."""
     probe: Literal["knn", "linear", "both"] = "knn"
@@ -80,7 +83,9 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     blocks = config.blocks or (depth,)
     if not all(1 <= block <= depth for block in blocks):
         raise UserError(f"'blocks' {blocks} are not all between 1 and {depth}, the encoder's depth")
-    data = LabelledData.open(config.data, config.val, val_share=config.val_share, seed=config.seed)
+    data = LabelledData.open(
+        config.data, config.val, val_share=config.val_share, seed=config.seed, classes=config.classes
+    )
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         features = encoder(normalization.apply(images), taps=blocks)

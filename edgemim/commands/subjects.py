@@ -13,7 +13,7 @@ import tyro
 
 from edgemim.analysis.subject import Subject, subject_of, subject_of_run
 from edgemim.commands.analyze import AnalyzeConfig, open_sample, read_teacher, sample_batches
-from edgemim.data.folders import ImageFolder
+from edgemim.data.image_set import ImageSet
 from edgemim.data.loader import Batch
 from edgemim.errors import UserError
 from edgemim.models.build import build_encoder
@@ -122,7 +122,7 @@ class Sample:
             members = np.flatnonzero(folder.labels == label)
             rank[members] = np.arange(len(members))
         shuffled = np.random.default_rng([config.seed, 0x0DE2]).permutation(len(folder))
-        self.folder: ImageFolder = folder.select(shuffled[np.argsort(rank[shuffled], kind="stable")])
+        self.folder: ImageSet = folder.select(shuffled[np.argsort(rank[shuffled], kind="stable")])
         self.image_size = config.image_size or max(max(subject.size) for subject in subjects)
         self._config = config.model_copy(update={"image_size": self.image_size})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class LabelledData:
         *,
         val_share: float = 0.1,
         seed: int = 0,
-        classes: Path | None = None,
+        classes: Path | Sequence[str] | None = None,
         progress: bool = False,
     ) -> LabelledData:
         """Open a set with splits, two sets, or one of which a share is held out, drawn class by class with the seed.
@@ -44,7 +45,7 @@ class LabelledData:
             val: such a set to measure on.
             val_share: share of each class that is held out where there is neither `val` nor a split.
             seed: seed of that draw.
-            classes: file of class names that fixes their set and order.
+            classes: names of the classes in their order, or a file of them; default those that the images have.
             progress: whether to show how far a listing is.
 
         Raises:
@@ -53,7 +54,8 @@ class LabelledData:
         sources = find_sources(data)
         train = sources.train.open(progress=progress)
         if classes is not None:
-            train = train.with_classes(read_class_names(classes), classes)
+            file = classes if isinstance(classes, Path) else None
+            train = train.with_classes(read_class_names(classes) if isinstance(classes, Path) else classes, file)
         _check_classes(train)
         other = find_sources(val).measured if val is not None else sources.held_out
         if other is not None:

@@ -22,6 +22,7 @@ from edgemim.edge.images import IMAGE_SUFFIXES
 from edgemim.errors import UserError
 
 Kind = Literal["folder", "csv", "tar", "arrow"]
+_SUFFIXES = (".csv", ".tar", ".parquet", ".arrow")
 CLASSES_FILE = "classes.json"
 """Names of the classes beside tar shards whose labels are numbers."""
 
@@ -105,8 +106,9 @@ def find_sources(data: Path) -> Sources:
     if data.is_file():
         return Sources(data, _of_file(data))
     if not data.exists():
+        kind = "file" if data.suffix.lower() in _SUFFIXES else "folder"
         raise UserError(
-            f"no folder or file at {data}; give a folder of images, a CSV file, tar shards or a dataset's folder"
+            f"no {kind} at {data}; give the folder that holds your images, or a file ({', '.join(_SUFFIXES)})"
         )
     return Sources(data, _of_folder(data))
 
@@ -117,10 +119,10 @@ def _of_file(path: Path) -> dict[str, Source]:
         return {split: Source("csv", path, table=table) for split, table in read_table(path).items()}
     if suffix == ".tar":
         return {"": Source("tar", path, (path,))}
-    if suffix in (".parquet", ".arrow"):
+    if suffix in _SUFFIXES:
         return {"": Source("arrow", path, (path,))}
     raise UserError(
-        f"{path} is a file, but not .csv, .tar or .parquet; give the folder that holds your images, or one of these"
+        f"{path} is a file, but not {', '.join(_SUFFIXES)}; give one of these, or the folder of your images"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import pydantic
 
 from edgemim.config import Presets
+from edgemim.data.labelled import LabelledData
 from edgemim.edge.images import Preprocessing
 from edgemim.edge.segmentation import SegmentationInference
 from edgemim.errors import UserError
@@ -15,7 +16,7 @@ from edgemim.models.weights import MODEL_FILE, load_weights, read_facts, read_te
 from edgemim.run import read_record
 from edgemim.tasks.classification import ClassificationConfig, ClassificationTask, build_model
 from edgemim.tasks.segmentation import SegmentationConfig, SegmentationTask, build_segmenter, open_pairs
-from edgemim.tasks.task import LabelledData, Task
+from edgemim.tasks.task import Task
 from edgemim.tasks.tracking import TrackingConfig, TrackingTask, build_tracking_task
 
 __all__ = ["ClassificationTask", "LabelledData", "SegmentationTask", "Task", "TaskConfig", "TrackingTask", "load_task"]
@@ -88,7 +89,10 @@ def _open_data(run: Path, data: Path | None, val: Path | None, labels: tuple[str
     if data is None:
         return None
     try:
-        opened = LabelledData.open(data, val, val_share=config.get("val_share", 0.1), seed=config.get("seed", 0))
+        share, seed = config.get("val_share", 0.1), config.get("seed", 0)
+        # Where a file named the classes, it may be gone: the model knows them.
+        named = labels if config.get("classes") else None
+        opened = LabelledData.open(data, val, val_share=share, seed=seed, classes=named)
         if opened.train.classes != labels:
             raise UserError(
                 f"the classes of {data} are not those of the model in {run}; give the folder it was trained on"

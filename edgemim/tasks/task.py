@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from edgemim.data.folders import ImageFolder, find_splits, scan_folder
+from edgemim.data.image_set import ImageSet
+from edgemim.data.labelled import LabelledData, open_held_out, spread_over_classes
 from edgemim.data.loader import eval_loader
 from edgemim.edge.images import Preprocessing
 from edgemim.edge.runtime import Session
@@ -20,57 +20,6 @@ from edgemim.errors import UserError
 from edgemim.models.normalization import Normalization
 from edgemim.tasks.comparison import Comparison, Limits, RunModel
 from edgemim.training.objective import Objective
-
-
-@dataclass(frozen=True)
-class LabelledData:
-    """Training and held-out images with the same classes.
-
-    Attributes:
-        train: images that are trained on.
-        val: images that are only measured on.
-        held_out: how `val` came about, for the record.
-    """
-
-    train: ImageFolder
-    val: ImageFolder
-    held_out: str
-
-    @staticmethod
-    def open(data: Path, val: Path | None = None, *, val_share: float = 0.1, seed: int = 0) -> LabelledData:
-        """Open DIR with train/ and val/ (or test/) inside, two folders, or one folder of which a share is held out.
-
-        The held-out share is drawn class by class with the seed.
-
-        Raises:
-            UserError: without at least two classes, or if the classes of both parts differ.
-        """
-        splits = find_splits(data)
-        train = scan_folder(splits.get("train", data))
-        if len(train.classes) < 2:
-            raise UserError(f"{train.root} has no classes; put the images into one folder a class, at least two")
-        other = val or splits.get("val") or splits.get("test")
-        if other is not None:
-            held = scan_folder(other).with_classes(train.classes)
-            return LabelledData(train, held, f"folder {other}")
-        kept, held_indices = stratified_split(train.labels, val_share, seed)
-        if not len(held_indices):
-            raise UserError(f"{val_share:.0%} of {train.root} is no image; give --val DIR or a larger --val-share")
-        return LabelledData(
-            train.select(kept), train.select(held_indices), f"{val_share:.0%} of each class, seed {seed}"
-        )
-
-
-def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (kept, held out), sorted: of each class round(share * count) held out, at least one stays."""
-    generator = np.random.default_rng([seed, 0x5EED])
-    kept, held = [], []
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        count = min(round(share * len(members)), len(members) - 1)
-        held.append(members[:count])
-        kept.append(members[count:])
-    return np.sort(np.concatenate(kept)), np.sort(np.concatenate(held))
 
 
 class Task(Objective):
@@ -118,12 +67,9 @@ class Task(Objective):
             f"not at {image_size}; leave --image-size out"
         )
 
-    def held_out(self, data: Path | None = None) -> ImageFolder:
-        """The images to measure on: the run's own, or those of another folder (its val/ or test/ where it has one)."""
-        if data is None:
-            return self._opened().val
-        splits = find_splits(data)
-        return scan_folder(splits.get("val") or splits.get("test") or data).with_classes(self.labels)
+    def held_out(self, data: Path | None = None) -> ImageSet:
+        """The images to measure on: the run's own, or those of another set (its val or test split where it has one)."""
+        return self._opened().val if data is None else open_held_out(data, self.labels)
 
     def export_module(self) -> nn.Module:
         """The model from normalised images to its outputs, in evaluation mode and float32."""
@@ -133,6 +79,10 @@ class Task(Objective):
         """Normalised input of the right shape."""
         size = self.preprocessing.image_size
         return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+    def example_labels(self, batch: int) -> Tensor:
+        """Labels of the right shape for so many images, all of the first class."""
+        return torch.zeros(batch, dtype=torch.int64)
 
     def calibration_batches(self, count: int, batch_size: int = 16, seed: int = 0) -> Iterator[np.ndarray]:
         """Normalised float32 [b, 3, s, s] arrays of `count` training images (all, if fewer), drawn with the seed."""
@@ -158,7 +108,7 @@ class Task(Objective):
         """A session as a function of normalised images [b, 3, s, s]."""
         return lambda images: session.run({self.input_name: images})[self.output_names[0]]
 
-    def _batches(self, folder: ImageFolder, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _batches(self, folder: ImageSet, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for batch in eval_loader(folder, self.preprocessing, batch_size=batch_size, workers=0):
             yield self.normalization.apply(batch.images).numpy(), batch.labels.numpy()
 
@@ -166,12 +116,3 @@ class Task(Objective):
         if self.data is None:
             raise UserError("the run's images are no longer as they were; give --data DIR")
         return self.data
-
-
-def spread_over_classes(labels: np.ndarray, limit: int) -> np.ndarray:
-    """Up to `limit` indices, sorted, taken from all classes in turn, each class in its own order."""
-    rank = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        rank[members] = np.arange(len(members))
-    return np.sort(np.lexsort((labels, rank))[:limit])

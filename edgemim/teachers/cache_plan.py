@@ -14,8 +14,9 @@ import timm
 import torch
 from torch import nn
 
-from edgemim.data.folders import ImageFolder
+from edgemim.data.image_set import ImageSet
 from edgemim.data.transforms import PretrainTransform
+from edgemim.edge.images import ImageError
 from edgemim.errors import UserError
 from edgemim.teachers.store import store_name, total_bytes
 from edgemim.teachers.teacher import Teacher
@@ -44,7 +45,7 @@ def check_cacheable(view: PretrainTransform) -> None:
 
 
 def cache_identity(
-    teacher: Teacher, folder: ImageFolder, view: PretrainTransform, image_size: int
+    teacher: Teacher, folder: ImageSet, view: PretrainTransform, image_size: int
 ) -> tuple[dict[str, Any], tuple[int, int, int]]:
     """What the rows are of, by content, and the shape (images, tokens, channels) of the store."""
     identity = {
@@ -105,12 +106,12 @@ def _plain(value: object) -> bool:
     return isinstance(value, (bool, int, float, str))
 
 
-def _files_digest(folder: ImageFolder) -> str:
+def _files_digest(folder: ImageSet) -> str:
     """Of a few files: folders may hold other images under the same names."""
     digest = hashlib.blake2b(digest_size=16)
     for index in np.unique(np.linspace(0, len(folder) - 1, _SAMPLED_FILES).astype(int)).tolist():
         try:
-            digest.update(folder.path(index).read_bytes())
-        except OSError:  # what cannot be read is replaced or skipped in training, too
+            digest.update(folder.read(index))
+        except (ImageError, OSError):  # what cannot be read is replaced or skipped in training, too
             digest.update(b"unreadable")
     return digest.hexdigest()

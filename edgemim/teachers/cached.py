@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from edgemim.data.folders import ImageFolder
+from edgemim.data.image_set import ImageSet
 from edgemim.data.loader import Batch, eval_loader
 from edgemim.data.transforms import PretrainTransform
 from edgemim.edge.images import Preprocessing
@@ -94,7 +94,7 @@ class CachedTeacher(nn.Module):
         return torch.from_numpy(shown.rows).to(images.device).float()
 
     def fill(
-        self, folder: ImageFolder, view: PretrainTransform, image_size: int, share: tuple[int, int], workers: int = 0
+        self, folder: ImageSet, view: PretrainTransform, image_size: int, share: tuple[int, int], workers: int = 0
     ) -> None:
         """Compute all missing rows; `share` is (rank, processes), each of which takes its part.
 
@@ -179,7 +179,7 @@ def _readable(batches: Iterable[Batch]) -> Generator[Batch]:
 def open_cached(
     teacher: Teacher,
     root: Path,
-    folder: ImageFolder,
+    folder: ImageSet,
     view: PretrainTransform,
     image_size: int,
     *,

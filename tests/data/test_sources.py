@@ -158,10 +158,14 @@ def test_a_split_without_training_images_is_named(packed: dict[str, Path], tmp_p
 
 
 def test_what_is_nothing_of_all_this(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no folder or file at .*nowhere; give a folder of images, a CSV file"):
+    with pytest.raises(UserError, match=r"no folder at .*nowhere; give the folder that holds your images, or a file"):
         find_sources(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no file at .*nowhere\.csv; give"):
+        find_sources(tmp_path / "nowhere.csv")
     (tmp_path / "a.zip").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"a\.zip is a file, but not \.csv, \.tar or \.parquet"):
+    with pytest.raises(
+        UserError, match=r"a\.zip is a file, but not \.csv, \.tar, \.parquet, \.arrow; give one of these"
+    ):
         find_sources(tmp_path / "a.zip")
 
 

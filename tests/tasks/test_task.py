@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from tiny_training import NANO
 
+from edgemim.data.labelled import spread_over_classes, stratified_split
 from edgemim.edge.images import Preprocessing, load_image
 from edgemim.errors import UserError
 from edgemim.models.weights import bare_vit
 from edgemim.tasks import ClassificationTask, LabelledData
-from edgemim.tasks.task import spread_over_classes, stratified_split
 
 PREPROCESSING = Preprocessing(image_size=32, crop_pct=0.9, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
