@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from edgemim.commands.tracking.outputs import Outputs
 from edgemim.edge.artifact import Artifact
 from edgemim.edge.machine import peak_memory_mib
 from edgemim.edge.runtime import Session
 from edgemim.edge.tracking.boxes import Box, parse_boxes
-from edgemim.edge.tracking.draw import VIDEO_CODECS, FrameSink, draw_box
+from edgemim.edge.tracking.draw import draw_box
 from edgemim.edge.tracking.frames import Frames, open_frames
 from edgemim.edge.tracking.latency import StageTimes, Stopwatch
 from edgemim.edge.tracking.tracker import Tracked, Tracker, checked_box
 from edgemim.edge.tracking.window import check_window, close_window, select_box, show_frame
 from edgemim.errors import Interrupted, UserError
-from edgemim.run import RunRecord, default_folder, find_run, prepare_folder
+from edgemim.run import RunRecord, find_run
 
 if TYPE_CHECKING:
     from edgemim.commands.track import TrackConfig
-
-_COLUMNS = ("frame", "left", "top", "width", "height", "score", "lost")
 
 
 def track_video(config: TrackConfig) -> dict[str, Any]:
@@ -78,21 +76,20 @@ def given_box(text: str | None, file: Path | None) -> Box | None:
     if text is not None and file is not None:
         raise UserError("--box and --box-file are both given; leave one out")
     if text is not None:
-        boxes = parse_boxes(text, "--box")
+        content, where = text.strip(), "--box"
     elif file is not None:
         try:
-            lines = file.read_text().strip().splitlines()
+            content, where = "".join(file.read_text().strip().splitlines()[:1]), str(file)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(
                 f"cannot read box file {file}: {reason}; its first line is left,top,width,height"
             ) from error
-        boxes = parse_boxes("".join(lines[:1]), str(file), polygons=True)
     else:
         return None
-    if not len(boxes):
-        raise UserError(f"{'--box' if file is None else file} holds no box; write left,top,width,height in pixels")
-    return Box.of(boxes[0])
+    if not content:
+        raise UserError(f"{where} holds no box; write left,top,width,height in pixels")
+    return Box.of(parse_boxes(content, where, polygons=file is not None)[0])
 
 
 def choose_key(artifact: Artifact, key: str | None, runtime: str | None, *, int8: bool) -> str:
@@ -113,50 +110,6 @@ def choose_key(artifact: Artifact, key: str | None, runtime: str | None, *, int8
         f"{artifact.folder} has no INT8 model that runs here, it has {', '.join(artifact.manifest.files)}; "
         f"make one: edgemim quantize {artifact.folder}"
     )
-
-
-class Outputs:
-    """The files of one run: boxes as CSV line by line, drawn frames where asked for, and the folder of run.json."""
-
-    def __init__(self, config: TrackConfig) -> None:
-        video = config.out is not None and config.out.suffix.lower() in VIDEO_CODECS
-        self.folder = default_folder("track") if config.out is None or video else config.out
-        self.csv = config.csv or self.folder / "boxes.csv"
-        self.drawn = None if config.out is None else config.out if video else config.out / "frames"
-        for path in (config.csv, config.out if video else None):
-            if path is not None and path.exists() and not (config.overwrite and path.is_file()):
-                raise UserError(f"{path} exists already; give another path, or --overwrite to replace it")
-        prepare_folder(self.folder, overwrite=config.overwrite)
-        self._sink: FrameSink | None = None
-        try:
-            self.csv.parent.mkdir(parents=True, exist_ok=True)
-            # Line by line: whatever ends the run, the boxes so far are on the disk.
-            self._file: TextIO = open(self.csv, "w", buffering=1, newline="")  # noqa: SIM115 (closed by close)
-        except OSError as error:
-            raise UserError(f"cannot write {self.csv}: {error.strerror or error}; choose another --csv") from error
-        self._rows = csv.writer(self._file, lineterminator="\n")
-        self._rows.writerow(_COLUMNS)
-
-    def write_box(self, frame: int, box: Box, score: float, lost: bool) -> None:
-        """Add one line. Raises UserError on a full disk."""
-        numbers = [f"{value:.3f}" for value in box]
-        try:
-            self._rows.writerow([frame, *numbers, f"{score:.4f}", int(lost)])
-        except OSError as error:
-            raise UserError(f"cannot write {self.csv}: {error.strerror or error}; free space") from error
-
-    def write_frame(self, image: np.ndarray, fps: float) -> None:
-        """Add one drawn frame to the video or folder. Raises UserError if it cannot be written."""
-        assert self.drawn is not None
-        if self._sink is None:
-            self._sink = FrameSink(self.drawn, fps)
-        self._sink.write(image)
-
-    def close(self) -> None:
-        """Finish all files. Raises UserError if the video is not there."""
-        self._file.close()
-        if self._sink is not None:
-            self._sink.close()
 
 
 class _Run:
