@@ -24,6 +24,8 @@ PY
   --batch-size 56 --workers 0 --out run
 "$training/edgemim" export run --onnx --out artifact
 
+"$training/python" "$repository/tests/tiny_tracker.py" tracker
+
 "$edge/edgemim" --help >/dev/null
 "$edge/edgemim" doctor
 "$edge/edgemim" benchmark artifact --seconds 0.2 --out benchmark
@@ -31,6 +33,9 @@ PY
 image=$(find photos/test -name '*.png' | sort | head -n 1)
 "$edge/edgemim" predict artifact "$image"
 "$edge/python" "$repository/export/classify_onnxruntime.py" artifact/model.onnx "$image"
+"$edge/edgemim" track tracker/video.avi --artifact tracker/artifact --box 68,78,24,24 --out tracked.avi
+[ -s tracked.avi ]
+"$edge/python" "$repository/tracking/demo.py" tracker/artifact tracker/video.avi --box 68,78,24,24 | tail -n 1
 if "$edge/edgemim" pretrain --data photos 2>message; then
   echo "pretrain ran without torch" >&2
   exit 1

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from small_run import PHOTOS
 from tiny_artifact import tiny_artifact
+from tiny_tracker import tiny_tracker
 
 from edgemim.cli import main
 from edgemim.commands.benchmark import BenchmarkConfig, benchmark, open_case
@@ -225,3 +226,17 @@ def test_the_command_line_without_torch(tmp_path: Path, monkeypatch: pytest.Monk
     words = [str(artifact.folder), "--seconds", "0.02", "--batch", "1", "--threads", "1", "--runtimes", "onnxruntime"]
     assert main(["benchmark", *words]) == 0
     assert "next: edgemim predict" in capsys.readouterr().out
+
+
+def test_every_graph_of_a_tracker_is_measured_at_batch_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = tiny_tracker(tmp_path / "a", "cached")
+    result = benchmark(
+        BenchmarkConfig(artifacts=(artifact.folder,), batch=4, runtimes=("pytorch", "onnxruntime"), **QUICK)
+    )
+    rows = by_case(result["rows"])
+    assert {key for key, row in rows.items() if row["status"] == "ok"} == {
+        ("onnx-fp32", "onnxruntime", 1, 1),
+        ("onnx-fp32-template", "onnxruntime", 1, 1),
+    }
+    assert rows["onnx-fp32", "onnxruntime", 4, 1]["reason"] == "made for batch 1 only"
+    assert "next: edgemim track VIDEO --artifact" in capsys.readouterr().out
