@@ -12,6 +12,7 @@ from edgemim.analysis.accuracy import AccuracyReport, evaluate_classifier
 from edgemim.commands.fit import fit
 from edgemim.commands.initial import Start, build_start, find_start
 from edgemim.commands.segmentation.train import finetune_segmentation
+from edgemim.commands.tracking.train import TRACKING_RECIPE, finetune_tracking
 from edgemim.data.loader import BatchStream, build_loader, eval_loader, steps_per_epoch
 from edgemim.data.transforms import FinetuneTransform
 from edgemim.edge.images import Preprocessing
@@ -26,11 +27,12 @@ from edgemim.tasks.classification import ClassificationConfig, ClassificationTas
 from edgemim.tasks.distillation import Distillation, DistillationConfig
 from edgemim.tasks.segmentation import SEGMENTATION_RECIPE, SegmentationConfig
 from edgemim.tasks.task import LabelledData
+from edgemim.tasks.tracking import TrackingConfig
 from edgemim.training.distributed import World, open_world
 from edgemim.training.recipe import Plan, TrainingConfig
 from edgemim.training.session import loader_arguments, open_run
 
-_RECIPES: dict[object, dict[str, Any]] = {"segmentation": SEGMENTATION_RECIPE}
+_RECIPES: dict[object, dict[str, Any]] = {"segmentation": SEGMENTATION_RECIPE, "tracking": TRACKING_RECIPE}
 """Defaults of a task's own."""
 _SGD: dict[str, Any] = {"base_lr": 0.015, "weight_decay": 0.0, "clip_grad": 1.0}
 """Defaults of SGD's own: the study's transfer recipe, 0.03 for a batch of 512."""
@@ -129,6 +131,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     match config.task:
         case SegmentationConfig() as task_config:
             return finetune_segmentation(config, task_config)
+        case TrackingConfig() as task_config:
+            return finetune_tracking(config, task_config)
         case ClassificationConfig():
             return finetune_classifier(config)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import Tensor  # noqa: E402
 from tracking_sets import HEIGHT, WIDTH, write_folder  # noqa: E402
 
 from edgemim.data.tracking.config import PairsConfig, PairSourceConfig  # noqa: E402
@@ -39,10 +40,10 @@ def mixture(walks: Path) -> Mixture:
 
 def batches(mixture: Mixture, **changes: Any) -> list[PairBatch]:
     options: dict[str, Any] = {"pairs_per_epoch": 10, "seed": 5, "batch_size": 4, "total_steps": 5}
-    return list(build_tracking_loader(mixture, TRANSFORM, **(options | changes)))
+    return cast(list[PairBatch], list(build_tracking_loader(mixture, TRANSFORM, **(options | changes))))
 
 
-def flat(found: list[PairBatch]) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
+def flat(found: list[PairBatch]) -> dict[tuple[int, int], tuple[Tensor, ...]]:
     """All pairs by index and key."""
     return {
         (int(index), int(key)): (template, search, first, second)
@@ -53,7 +54,7 @@ def flat(found: list[PairBatch]) -> dict[tuple[int, int], tuple[torch.Tensor, ..
     }
 
 
-def same(first: dict[Any, tuple[torch.Tensor, ...]], second: dict[Any, tuple[torch.Tensor, ...]]) -> bool:
+def same(first: dict[Any, tuple[Tensor, ...]], second: dict[Any, tuple[Tensor, ...]]) -> bool:
     return first.keys() == second.keys() and all(
         all(torch.equal(a, b) for a, b in zip(first[key], second[key], strict=True)) for key in first
     )

@@ -15,8 +15,9 @@ from edgemim.edge.tracking.boxes import Box
 from edgemim.edge.tracking.crop import crop_square
 
 BOX = Box(70, 50, 40, 60)
-STILL = {"center_jitter": 0, "scale_jitter": 0, "grey_probability": 0, "flip_probability": 0}
-PLAIN = PairTransform(**STILL, crop_flip_probability=0, brightness=0)
+PLAIN = PairTransform(
+    center_jitter=0, scale_jitter=0, grey_probability=0, flip_probability=0, crop_flip_probability=0, brightness=0
+)
 
 
 def marked() -> np.ndarray:
