@@ -13,6 +13,7 @@ from edgemim.commands.fit import fit
 from edgemim.commands.initial import Start, build_start, find_start
 from edgemim.commands.segmentation.train import finetune_segmentation
 from edgemim.commands.tracking.train import TRACKING_RECIPE, finetune_tracking
+from edgemim.data.labelled import LabelledData
 from edgemim.data.loader import BatchStream, build_loader, eval_loader, steps_per_epoch
 from edgemim.data.transforms import FinetuneTransform
 from edgemim.edge.images import Preprocessing
@@ -26,7 +27,6 @@ from edgemim.tasks.class_teacher import open_class_teacher, top1_on
 from edgemim.tasks.classification import ClassificationConfig, ClassificationTask, MixingConfig
 from edgemim.tasks.distillation import Distillation, DistillationConfig
 from edgemim.tasks.segmentation import SEGMENTATION_RECIPE, SegmentationConfig
-from edgemim.tasks.task import LabelledData
 from edgemim.tasks.tracking import TrackingConfig
 from edgemim.training.distributed import World, open_world
 from edgemim.training.recipe import Plan, TrainingConfig
@@ -47,11 +47,16 @@ class FinetuneConfig(TrainingConfig):
     task: TaskConfig = ClassificationConfig()
     """What is learnt: classification, or segmentation with defaults of its own."""
     data: Path | None = None
-    """Folder with one sub-folder a class, or with train/ and val/ (or test/) of such; of a segmentation set, its root."""
+    """Folder with one sub-folder a class, or with train/ and val/ (or test/) of such; CSV file of path,label; tar shards;
+    Hugging Face dataset on disk; of a segmentation set, its root."""
     val: Path | None = None
     """Held-out images, laid out alike; else the set's own split, else a share of the data."""
     val_share: float = pydantic.Field(default=0.1, gt=0, lt=1)
     """Share (of each class) that is held out where there is no split."""
+    classes: Path | None = None
+    """Classification: file of class names, one a line, that fixes which classes there are and their order."""
+    class_balanced: bool = False
+    """Classification: show every class as often as every other, images of small ones repeatedly."""
     init: str = "newest"
     """Where the weights come from: a pre-training run's folder, newest, scratch, or timm:NAME."""
     weights: Path | None = None
@@ -128,6 +133,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         UserError: bad configuration, data or initial weights.
         SavedOnSignal, Interrupted: after a save on SIGTERM, SIGUSR1 or Ctrl-C.
     """
+    if not isinstance(config.task, ClassificationConfig) and (config.classes is not None or config.class_balanced):
+        wrong = "--classes" if config.classes is not None else "--class-balanced"
+        raise UserError(f"{wrong} is for --task classification; leave it out (a segmentation set has --task.classes)")
     match config.task:
         case SegmentationConfig() as task_config:
             return finetune_segmentation(config, task_config)
@@ -143,10 +151,11 @@ def finetune_classifier(config: FinetuneConfig) -> dict[str, Any]:
         raise UserError("give --data DIR, a folder with one sub-folder a class")
     # Written down in full: later verbs find the images from wherever they are called.
     root, val = config.data.absolute(), config.val.absolute() if config.val else None
-    config = config.model_copy(update={"data": root, "val": val})
+    names = config.classes.absolute() if config.classes else None
+    config = config.model_copy(update={"data": root, "val": val, "classes": names})
     start = find_start(config)  # what cannot be built is refused before images are looked for
     with open_world(config.device) as world:
-        data = LabelledData.open(root, val, val_share=config.val_share, seed=config.seed)
+        data = LabelledData.open(root, val, val_share=config.val_share, seed=config.seed, classes=names)
         plan = Plan.of(config, steps_per_epoch(len(data.train), config.batch_size))
         distillation = open_distillation(config, data.train.classes, world)
         torch.manual_seed(config.seed)
@@ -208,7 +217,8 @@ def _train(config: FinetuneConfig, task: ClassificationTask, plan: Plan, world: 
     arguments = loader_arguments(config, plan, world)
 
     def batches(start: int) -> BatchStream:
-        return build_loader(data.train, transform, start_step=start, **arguments)
+        balanced = config.class_balanced
+        return build_loader(data.train, transform, start_step=start, class_balanced=balanced, **arguments)
 
     def measure() -> AccuracyReport:
         loader = eval_loader(data.val, task.preprocessing, batch_size=64, workers=arguments["workers"])
