@@ -76,8 +76,8 @@ def _cell(
         if number < len(rows) and has_area(rows[number]):
             left, top, width, height = rows[number] * scale
             corners = (round(left), round(top)), (round(left + width), round(top + height))
-            cv2.rectangle(cell, *corners, (0, 0, 0), 3, cv2.LINE_AA)
-            cv2.rectangle(cell, *corners, colours[name], 1, cv2.LINE_AA)
+            cv2.rectangle(cell, *corners, (0, 0, 0), 3)
+            cv2.rectangle(cell, *corners, colours[name], 1)
     label = f"{number + 1}" + (" absent" if truth.absent[number] else "")
     cv2.rectangle(cell, (0, 0), (8 + 8 * len(label), 16), (32, 32, 32), cv2.FILLED)
     cv2.putText(cell, label, (4, 12), _FONT, _SCALE, (255, 255, 255), 1, cv2.LINE_AA)

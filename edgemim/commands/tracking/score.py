@@ -70,8 +70,9 @@ def score(config: TrackConfig) -> dict[str, Any]:
         names = tracker_names(config.score, roots)
         results = [ResultsFolder(root, name) for root, name in zip(roots, names, strict=True)]
         truths, faults = read_truths(config.dataset, annotations, config.split, config.sequences)
+        total = len(truths) + len(faults)
         scored, faults = score_all(results, truths, rules, faults)
-        _refuse_or_warn(faults, len(truths) + len(faults), record, skip=config.skip_missing)
+        _refuse_or_warn(faults, total, record, skip=config.skip_missing)
         result = write_scores(out, scored, rules, {truth.name: len(truth) for truth in truths}, faults)
         record.results.update(protocol=result["protocol"], trackers=result["overall"], left_out=faults)
         print_table(result)
@@ -136,9 +137,10 @@ def tracker_names(given: Sequence[Path], roots: Sequence[Path]) -> list[str]:
     for path, root in zip(given, roots, strict=True):
         inner = path.is_file() and root.parent.name.startswith(TEMPORARY)
         names.append(root.name if inner else archive_name(path))
-    for index, path in enumerate(given):
-        if names.count(names[index]) > 1:
-            names[index] = f"{path.resolve().parent.name}/{names[index]}"
+    names = [
+        f"{path.resolve().parent.name}/{name}" if names.count(name) > 1 else name
+        for path, name in zip(given, names, strict=True)
+    ]
     return [name if names.count(name) == 1 else f"{name} ({index + 1})" for index, name in enumerate(names)]
 
 

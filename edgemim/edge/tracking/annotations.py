@@ -106,7 +106,7 @@ def read_flags(name: str, path: Path) -> np.ndarray | None:
     if not path.is_file():
         return None
     try:
-        return np.array([int(float(word)) for word in re.split(r"[,\s]+", path.read_text().strip()) if word])
+        return np.array(path.read_text().replace(",", " ").split(), np.float64).astype(int)
     except ValueError:
         raise SequenceError(f"sequence {name}: {path} holds something else than numbers") from None
 
