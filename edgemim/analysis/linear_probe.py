@@ -24,7 +24,7 @@ from edgemim.errors import UserError
 OptimizerName = Literal["adamw", "lars"]
 RATES: dict[OptimizerName, tuple[float, ...]] = {
     "adamw": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
-    "lars": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "lars": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
 }
 _LARGEST_BATCH, _LEAST_BATCH, _STEPS = 256, 16, 8
 """Small sets get smaller batches, so that an epoch has some steps."""
@@ -155,7 +155,7 @@ def _fit(features: Tensor, labels: Tensor, rate: float, seed: int, settings: Pro
     classifier = nn.Linear(features.shape[1], int(labels.max()) + 1)
     nn.init.normal_(classifier.weight, std=0.01, generator=generator)
     nn.init.zeros_(classifier.bias)
-    optimizer = _optimizer(classifier.parameters(), rate, settings)
+    optimizer = _optimizer(classifier, rate, settings)
     batch = min(_LARGEST_BATCH, max(_LEAST_BATCH, len(features) // _STEPS))
     steps = -(-len(features) // batch) * settings.epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -168,12 +168,14 @@ def _fit(features: Tensor, labels: Tensor, rate: float, seed: int, settings: Pro
     return classifier
 
 
-def _optimizer(parameters: Any, rate: float, settings: ProbeSettings) -> torch.optim.Optimizer:
+def _optimizer(classifier: nn.Linear, rate: float, settings: ProbeSettings) -> torch.optim.Optimizer:
     if settings.optimizer == "lars":
-        decay: Any = settings.weight_decay  # timm says int, from its defaults
-        momentum: Any = 0.9
-        return Lars(parameters, lr=rate, momentum=momentum, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=settings.weight_decay)
+        # As in MAE's probe: the step of the matrix is measured by its norm, that of the vector is not. timm's would be plain
+        # SGD without decay.
+        matrix = {"params": [classifier.weight], "weight_decay": settings.weight_decay, "always_adapt": True}
+        momentum: Any = 0.9  # timm says int, from its defaults
+        return Lars([matrix, {"params": [classifier.bias]}], lr=rate, momentum=momentum)
+    return torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=settings.weight_decay)
 
 
 def sorted_rates(rates: Sequence[float], optimizer: OptimizerName) -> tuple[float, ...]:

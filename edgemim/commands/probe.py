@@ -17,13 +17,14 @@ from edgemim.data.loader import eval_loader
 from edgemim.edge.images import Preprocessing
 from edgemim.errors import UserError
 from edgemim.models.normalization import Normalization
+from edgemim.models.sizes import HieraConfig
 from edgemim.models.weights import load_encoder, read_facts
 from edgemim.run import RunRecord, find_run
 from edgemim.training.distributed import pick_device
 
 
 class ProbeConfig(Config):
-    """Accuracy of the mean-pooled patch tokens of a pre-trained encoder, at any block, by k-NN or a linear classifier.
+    """Accuracy of a pre-trained encoder's pooled patch tokens or class token, at any block, by k-NN or a linear classifier.
 
     The linear one tries learning rates on a part of the training images and trains again with the best; over seeds.
     Example: edgemim probe runs/pretrain --data photos/ --probe linear --blocks 2 4
@@ -42,12 +43,14 @@ class ProbeConfig(Config):
     """Share of each class that is classified where there is no val folder."""
     probe: Literal["knn", "linear", "both"] = "knn"
     """k-nearest neighbours, a linear classifier, or both on the same features."""
+    pool: Literal["mean", "cls"] = "mean"
+    """The feature of an image: the mean of its patch tokens, or the class token, which MoCo-v3 trains; behind the final norm."""
     blocks: Annotated[tuple[int, ...], tyro.conf.arg(aliases=("--block",))] = ()
     """Blocks to probe, 1 is the first; default the last."""
     optimizer: OptimizerName = "adamw"
     """Of the linear classifier: AdamW, or LARS with momentum 0.9."""
     rates: tuple[Annotated[float, pydantic.Field(gt=0)], ...] = ()
-    """Learning rates of the sweep; default eight from 3e-4 to 1 (LARS: six, 0.03 to 10)."""
+    """Learning rates of the sweep; default eight from 3e-4 to 1 (LARS: six, 0.3 to 100)."""
     epochs: int = pydantic.Field(default=50, ge=1)
     """Passes of the linear classifier over the features."""
     weight_decay: float = pydantic.Field(default=0.0, ge=0)
@@ -87,8 +90,15 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         config.data, config.val, val_share=config.val_share, seed=config.seed, classes=config.classes
     )
 
+    if config.pool == "cls" and isinstance(encoder.config, HieraConfig):
+        raise UserError(
+            f"--pool cls reads the class token, which the {encoder.config.name} of {run} does not have; leave it out"
+        )
+
     def encode(images: torch.Tensor) -> torch.Tensor:
         features = encoder(normalization.apply(images), taps=blocks)
+        if config.pool == "cls":
+            return torch.cat([features.normed(block)[:, 0] for block in blocks], dim=1)
         return torch.cat([features.pooled(block) for block in blocks], dim=1)
 
     # Side by side: a hierarchical encoder's blocks are of several widths.
@@ -108,7 +118,9 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
                 print(f"  k-NN top-1 {accuracy:.2f} %")
             if config.probe != "knn":
                 _linear(block, (known, bank_labels, asked, query_labels), config, record)
-        record.results.update(run=str(run), bank=len(bank), queries=len(queries), held_out=data.held_out)
+        record.results.update(
+            run=str(run), pool=config.pool, bank=len(bank), queries=len(queries), held_out=data.held_out
+        )
     print(f"next: edgemim finetune --init {run} --data {config.data}")
     return record.results
 

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor  # noqa: E402
 
-from edgemim.analysis.linear_probe import ProbeSettings, linear_probe, sorted_rates, standardise  # noqa: E402
+from edgemim.analysis.linear_probe import ProbeSettings, _optimizer, linear_probe, sorted_rates, standardise  # noqa: E402
 from edgemim.errors import UserError  # noqa: E402
 
 torch.set_num_threads(1)
@@ -52,9 +52,23 @@ def test_the_rate_is_chosen_on_the_split_of_train_alone() -> None:
 def test_the_same_seeds_give_the_same_and_lars_learns_too() -> None:
     (train, labels), (test, wanted) = clouds(200, 0), clouds(100, 1)
     assert linear_probe(train, labels, test, wanted, QUICK) == linear_probe(train, labels, test, wanted, QUICK)
-    lars = ProbeSettings(optimizer="lars", rates=(0.3, 1.0), epochs=20, seeds=(0,))
+    lars = ProbeSettings(optimizer="lars", rates=(3.0, 10.0), epochs=20, seeds=(0,))
     assert linear_probe(train, labels, test, wanted, lars).mean > 80
-    assert sorted_rates((), "lars")[-1] == 10 and sorted_rates((3e-3, 1e-3, 3e-3), "adamw") == (1e-3, 3e-3)
+    assert sorted_rates((), "lars")[-1] == 100 and sorted_rates((3e-3, 1e-3, 3e-3), "adamw") == (1e-3, 3e-3)
+
+
+def test_lars_measures_the_matrix_by_its_norm_and_not_the_vector() -> None:
+    """A step of MAE's probe by hand, without decay: rate * 0.001 * |w| / |g| along the gradient; the vector's is plain."""
+    (features, labels), classifier = clouds(40, 0), torch.nn.Linear(12, 4)
+    optimizer = _optimizer(classifier, 3.0, ProbeSettings(optimizer="lars"))
+    before = {name: p.detach().clone() for name, p in classifier.named_parameters()}
+    torch.nn.functional.cross_entropy(classifier(standardise(features)[0]), labels).backward()
+    optimizer.step()
+    weight, bias = classifier.weight, classifier.bias
+    assert weight.grad is not None and bias.grad is not None
+    share = 3.0 * 0.001 * before["weight"].norm() / weight.grad.norm()
+    torch.testing.assert_close(weight.detach(), before["weight"] - share * weight.grad)
+    torch.testing.assert_close(bias.detach(), before["bias"] - 3.0 * bias.grad)
 
 
 def test_standardised_channels_and_dead_ones() -> None:

@@ -15,8 +15,14 @@ from edgemim.analysis.knn import knn_accuracy  # noqa: E402
 from edgemim.cli import main  # noqa: E402
 from edgemim.commands import probe as module  # noqa: E402
 from edgemim.commands.probe import ProbeConfig, probe  # noqa: E402
+from edgemim.data.labelled import LabelledData  # noqa: E402
+from edgemim.data.loader import eval_loader  # noqa: E402
+from edgemim.edge.images import Preprocessing  # noqa: E402
 from edgemim.errors import UserError  # noqa: E402
-from edgemim.models.weights import save_model  # noqa: E402
+from edgemim.models.build import build_encoder  # noqa: E402
+from edgemim.models.normalization import Normalization  # noqa: E402
+from edgemim.models.sizes import SIZES  # noqa: E402
+from edgemim.models.weights import load_encoder, read_facts, save_model  # noqa: E402
 
 
 def write_run(folder: Path, damaged: bool = False) -> Path:
@@ -59,6 +65,33 @@ def test_linear_alone_is_of_the_last_block(photos: Path, tmp_path: Path) -> None
     results = probe(config)
     assert "linear_top1_block2" in results
     assert not [name for name in results if name.startswith("knn") or name.endswith("block1")]
+
+
+def test_the_class_token_in_place_of_the_mean(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, passes = write_run(tmp_path / "pre"), []
+    extract = module.extract_features
+    monkeypatch.setattr(module, "extract_features", lambda *given: passes.append(extract(*given)) or passes[-1])
+    config = ProbeConfig(run=run, data=photos, pool="cls", blocks=(1, 2), device="cpu")
+    results = probe(config)
+    assert results["pool"] == "cls"
+    encoder, data = load_encoder(run), LabelledData.open(photos, val_share=config.val_share)
+    preprocessing = Preprocessing.model_validate(read_facts(run)["preprocessing"])
+    batch = next(iter(eval_loader(data.train, preprocessing, batch_size=8)))
+    normalised = Normalization(preprocessing.mean, preprocessing.std).apply(batch.images)
+    with torch.inference_mode():
+        tokens = encoder.vit.norm(encoder.vit.get_intermediate_layers(normalised, 2, return_prefix_tokens=True)[0][1])  # pyright: ignore
+        torch.testing.assert_close(passes[0][0][:8, :24], tokens[:, 0])
+        torch.testing.assert_close(passes[0][0][:8, 24:], encoder.vit.forward_features(normalised)[:, 0])
+    assert probe(config.model_copy(update={"pool": "mean"})) != results
+
+
+def test_a_class_token_that_is_not_there_is_refused(photos: Path, tmp_path: Path) -> None:
+    size = SIZES["hiera_micro_32"]
+    preprocessing = {"image_size": 32, "crop_pct": 1.0}
+    facts = {"kind": "encoder", "encoder": size.model_dump(mode="json"), "preprocessing": preprocessing}
+    save_model(tmp_path / "model", build_encoder(size).vit.state_dict(), facts)
+    with pytest.raises(UserError, match="does not have; leave it out"):
+        probe(ProbeConfig(run=tmp_path, data=photos, pool="cls", device="cpu"))
 
 
 def test_mistakes_are_one_sentence(photos: Path, tmp_path: Path) -> None:
