@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from edgemim.edge.artifact import MANIFEST_NAME
@@ -146,6 +147,7 @@ _opened: Tracker | EdgemimError | None = None
 def _open_in_child(source: TrackerSource) -> None:
     global _opened
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
+    cv2.setNumThreads(source.threads)  # crops are resized by it
     try:
         _opened = source.open()
     except EdgemimError as error:
