@@ -25,6 +25,7 @@ from edgemim.analysis.saved_memory import Autocast, SavedBytes
 from edgemim.errors import UserError
 from edgemim.methods.branches import MaskedImageModel
 from edgemim.models.encoder import TokenMask
+from edgemim.tasks.task import Task
 from edgemim.training.objective import Objective
 
 META = torch.device("meta")
@@ -148,7 +149,7 @@ def step_of(objective: Objective, input_shape: tuple[int, ...]) -> Step:
         images = torch.zeros(count, *input_shape, dtype=torch.uint8)
         keys = torch.arange(count)
         if not isinstance(objective, MaskedImageModel):
-            return objective(images, keys, torch.zeros(count, dtype=torch.int64)).loss
+            return objective(images, keys, labels_for(objective, count)).loss
         # Maskings look at the keys themselves, which are numbers on the CPU whatever device counts.
         with torch.device("cpu"):
             mask = objective.masking(torch.arange(count), objective.encoder.config.tokens)
@@ -156,6 +157,11 @@ def step_of(objective: Objective, input_shape: tuple[int, ...]) -> Step:
         return objective.loss(objective.normalization.apply(images), mask).loss
 
     return step
+
+
+def labels_for(objective: Objective, count: int) -> Tensor:
+    """Labels of the shape that an objective takes, all of the first class; what has no labels gets some all the same."""
+    return objective.example_labels(count) if isinstance(objective, Task) else torch.zeros(count, dtype=torch.int64)
 
 
 def count_flops(objective: Objective, teacher: nn.Module | None, step: Step) -> dict[str, tuple[float, float]]:
@@ -266,7 +272,8 @@ def _modules(objective: Objective, teacher: nn.Module | None) -> dict[nn.Module,
 
 
 def _encoder(objective: Objective) -> nn.Module:
-    return getattr(objective, "encoder", None) or objective.exported
+    # A segmentation model holds its encoder beside pyramid and head; of a classifier all but its last layer is one.
+    return getattr(objective, "encoder", None) or getattr(objective.exported, "encoder", objective.exported)
 
 
 def _head(objective: Objective) -> nn.Module | None:

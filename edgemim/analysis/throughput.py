@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from edgemim.analysis.cost import labels_for
 from edgemim.data.loader import Batch
 from edgemim.training.distributed import World
 from edgemim.training.loop import Trainer
@@ -59,7 +60,8 @@ def training_step(
         objective, optimizer, config, plan, World(0, 1, device), Path("unused"), data_fingerprint="", label=""
     )
     model, meter = trainer.wrap().train(), Meter(device)
-    batches = _random_batches(config.batch_size // config.accumulate, input_shape, device)
+    count = config.batch_size // config.accumulate
+    batches = _random_batches(labels_for(objective, count).to(device), input_shape, device)
     return lambda: trainer.step(model, batches, 0, meter)
 
 
@@ -84,8 +86,8 @@ def timed(step: Callable[[], None], count: int, device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _random_batches(count: int, input_shape: tuple[int, ...], device: torch.device) -> Iterator[Batch]:
-    images = torch.randint(0, 256, (count, *input_shape), dtype=torch.uint8, device=device)
-    numbers, classes = torch.arange(count, device=device), torch.zeros(count, dtype=torch.int64, device=device)
+def _random_batches(labels: torch.Tensor, input_shape: tuple[int, ...], device: torch.device) -> Iterator[Batch]:
+    images = torch.randint(0, 256, (len(labels), *input_shape), dtype=torch.uint8, device=device)
+    numbers = torch.arange(len(labels), device=device)
     while True:
-        yield Batch(images, classes, numbers, numbers)
+        yield Batch(images, labels, numbers, numbers)

@@ -21,6 +21,7 @@ from edgemim.analysis.throughput import Throughput, measure, training_step
 from edgemim.analysis.weightless import compose_without_tokenizer, weightless_teacher
 from edgemim.commands.finetune import FinetuneConfig
 from edgemim.commands.pretrain import PretrainConfig, build
+from edgemim.commands.segmentation.cost import random_segmenter
 from edgemim.config import Config, from_mapping, read_mapping
 from edgemim.edge.images import Preprocessing
 from edgemim.edge.machine import cpu_model
@@ -32,6 +33,8 @@ from edgemim.models.sizes import EncoderConfig, VitConfig
 from edgemim.models.weights import encoder_of
 from edgemim.run import RUNS, RunRecord, prepare_folder, read_record, write_text
 from edgemim.tasks.classification import ClassificationTask, build_model
+from edgemim.tasks.segmentation import SegmentationConfig
+from edgemim.tasks.task import Task
 from edgemim.teachers import TeacherConfig
 from edgemim.training.distributed import pick_device
 from edgemim.training.objective import Objective
@@ -104,8 +107,10 @@ def open_recipe(config: CostConfig) -> Recipe:
         if key not in type(recipe).model_fields:
             raise UserError(f"{config.recipe} is a recipe of {_verb(recipe)}, which has no {key}; leave --{key} out")
     task = getattr(recipe, "task", "classification")
-    if (task := getattr(task, "name", task)) != "classification":
-        raise UserError(f"{config.recipe} is a recipe of {task}; cost counts pre-training and classification")
+    if (task := getattr(task, "name", task)) not in ("classification", "segmentation"):
+        raise UserError(
+            f"{config.recipe} is a recipe of {task}; cost counts pre-training, classification and segmentation"
+        )
     return recipe.model_copy(update=chosen)
 
 
@@ -130,7 +135,7 @@ def read_recipe(path: Path) -> Recipe:
 def compose(recipe: Recipe, classes: int, *, runs: bool = False) -> tuple[Objective, nn.Module | None]:
     """What a recipe trains and its teacher, weights drawn at random, on torch's default device."""
     if isinstance(recipe, FinetuneConfig):
-        return _classifier(recipe, classes), None
+        return _fine_tuned(recipe, classes), None
     if isinstance(recipe.method, BeitConfig) and recipe.method.tokenizer is None:
         return compose_without_tokenizer(recipe.method, recipe.encoder, Normalization(recipe.mean, recipe.std)), None
     teacher = None
@@ -142,6 +147,8 @@ def compose(recipe: Recipe, classes: int, *, runs: bool = False) -> tuple[Object
 def input_shape(recipe: Recipe) -> tuple[int, ...]:
     """What the objective takes of one image; a method may make several views of it."""
     if isinstance(recipe, FinetuneConfig):
+        if isinstance(recipe.task, SegmentationConfig):
+            return (3, recipe.task.crop_size, recipe.task.crop_size)
         return (3, *[_classifier_facts(recipe)[1]] * 2)
     transform = recipe.method.build_transform(recipe.transform, recipe.encoder.image_size)
     return transform(np.zeros((256, 256, 3), np.uint8), 0).shape
@@ -162,6 +169,12 @@ def _classifier_facts(recipe: FinetuneConfig) -> tuple[dict[str, Any], int]:
         raise UserError(f"--relative-positions are added to a plain vision transformer, not to a {encoder.name}")
     encoder = encoder.as_classifier() if added is None else added.added_to(encoder)  # pyright: ignore[reportArgumentType]
     return {"vit": encoder.model_dump(mode="json")}, encoder.image_size
+
+
+def _fine_tuned(recipe: FinetuneConfig, classes: int) -> Task:
+    if isinstance(recipe.task, SegmentationConfig):
+        return random_segmenter(recipe, recipe.task, classes)
+    return _classifier(recipe, classes)
 
 
 def _classifier(recipe: FinetuneConfig, classes: int) -> ClassificationTask:
@@ -218,7 +231,8 @@ def _verb(recipe: Recipe) -> str:
 
 def _title(recipe: Recipe) -> str:
     if isinstance(recipe, FinetuneConfig):
-        return f"finetune, {recipe.init if recipe.init.startswith('timm:') else recipe.encoder.name}"
+        pixels = ", segmentation" if isinstance(recipe.task, SegmentationConfig) else ""
+        return f"finetune{pixels}, {recipe.init if recipe.init.startswith('timm:') else recipe.encoder.name}"
     size = recipe.encoder
     return f"{recipe.method.name}, {size.name} {size.width} x {size.depth}, {size.heads} heads, {size.image_size} px"
 

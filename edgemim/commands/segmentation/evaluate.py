@@ -39,5 +39,5 @@ def evaluate_run(
         record.results.update(run=str(run), mode=task.inference.mode)
         write_report(record, report, gallery)
     show_report(report)
-    print(f"overlays in {record.folder}/pictures; next: edgemim export {run} --onnx")
+    print(f"overlays in {record.folder}/report.html; next: edgemim export {run} --onnx --int8")
     return record.results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,10 @@ def test_the_same_figures_as_at_the_end_of_training(run: Path, tmp_path: Path) -
     assert found["miou"] == pytest.approx(trained["miou"], abs=1e-6)
     assert found["confusion"] == trained["confusion"]
     assert (tmp_path / "e" / "pictures" / "overlays.png").is_file()
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert f"mIoU {found['miou']:.2f} %" in page and page.count("data:image/png") == 2
+    for label, figures in found["per_class"].items():
+        assert re.search(rf"<td[^>]*>{label}</td>\s*<td[^>]*>{figures['iou']:.1f}</td>", page)
 
 
 def test_the_whole_image_at_once(run: Path, tmp_path: Path) -> None:
