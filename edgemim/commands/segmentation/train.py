@@ -27,7 +27,10 @@ from edgemim.training.session import loader_arguments, open_run
 if TYPE_CHECKING:
     from edgemim.commands.finetune import FinetuneConfig
 
-_OF_CLASSIFICATION = ("transform", "mixing", "crop_pct", "weights")
+_OF_CLASSIFICATION = (
+    *("transform", "mixing", "crop_pct", "weights"),
+    *("pool", "distillation", "classes", "class_balanced"),
+)
 
 
 def finetune_segmentation(config: FinetuneConfig, task_config: SegmentationConfig) -> dict[str, Any]:

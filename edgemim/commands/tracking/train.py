@@ -43,7 +43,10 @@ TRACKING_RECIPE: dict[str, Any] = {
 }
 """Settings of training that differ from a classifier's: OSTrack's (arXiv 2203.11991), whose rate is 4e-4 at batch 128."""
 
-_OF_OTHERS = ("transform", "mixing", "crop_pct", "weights", "val", "relative_positions", "layer_decay")
+_OF_OTHERS = (
+    *("transform", "mixing", "crop_pct", "weights", "val", "relative_positions", "layer_decay"),
+    *("pool", "distillation", "classes", "class_balanced", "optimizer", "keep_best", "patience"),
+)
 _EVALUATION_BATCH = 32
 _PAINTED = 8
 

@@ -78,6 +78,7 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(root: Path, tmp_path: 
         ({}, "give --data DIR"),
         ({"data": tmp_path / "absent"}, "no folder at"),
         ({"data": root, "crop_pct": 0.5}, "'crop_pct' would have no effect with --task segmentation"),
+        ({"data": root, "pool": "cls"}, "'pool' would have no effect with --task segmentation"),
         ({"data": root, "task": inference}, r"task\.inference\.stride 40 is above"),
         ({"data": root, "task": {**SETTINGS, "head": {"taps": (1, 2)}}}, r"task\.head: taps \[1, 2\] must be four"),
         ({"data": root, "task": {**SETTINGS, "crop_size": 36}}, "not a multiple of patch_size 8"),

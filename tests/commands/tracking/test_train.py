@@ -133,6 +133,7 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(data: Path, tmp_path: 
     out = tmp_path / "out"
     for changes, sentence in (
         ({"crop_pct": 0.5}, "'crop_pct' would have no effect with --task tracking"),
+        ({"patience": 2}, "'patience' would have no effect with --task tracking"),
         ({"val": data}, "'val' would have no effect"),
         ({"data": tmp_path / "absent"}, "no folder at"),
         ({"batch_size": 64}, "batch_size 64 is larger than the data"),
