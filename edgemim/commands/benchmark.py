@@ -15,6 +15,7 @@ import pydantic
 import tyro
 from rich.progress import Progress
 
+from edgemim.commands.benchmark_compare import compare_benchmarks
 from edgemim.config import Config
 from edgemim.edge.artifact import Artifact
 from edgemim.edge.benchmark import paired_ratio
@@ -57,6 +58,10 @@ class BenchmarkConfig(Config):
     """Where benchmark.json, latency.png and run.json go; default ARTIFACT/benchmark."""
     overwrite: bool = False
     """Empty the folder given by --out first."""
+    compare: tuple[Path, Path] | None = None
+    """Measure nothing: two benchmarks, before and after; exits with 3 if a case became slower by more than --bound."""
+    bound: float = pydantic.Field(default=5.0, ge=0)
+    """By so many percent a case may have become slower."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,14 @@ class _Case:
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
-    """Measure artifacts; returns the content of benchmark.json. Raises UserError."""
+    """Measure artifacts; returns the content of benchmark.json, or with --compare the changes.
+
+    Raises UserError, or with --compare GateRefused.
+    """
+    if config.compare is not None:
+        if config.artifacts:
+            raise UserError("--compare measures nothing; leave the artifacts out")
+        return compare_benchmarks(*config.compare, config.bound)
     folders = config.artifacts or (find_run(None, "export"),)
     artifacts = [Artifact.open(folder) for folder in folders]
     out = config.out or folders[0] / "benchmark"
@@ -114,7 +126,9 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         if not any(row["status"] == "ok" for row in rows):
             raise UserError("nothing could be measured; the table above says why")
     print(f"figures in {out / 'benchmark.json'}, picture in {out / 'latency.png'}")
-    following = f"track VIDEO --artifact {folders[0]}" if artifacts[0].manifest.tracking else f"predict {folders[0]} IMAGE..."
+    following = (
+        f"track VIDEO --artifact {folders[0]}" if artifacts[0].manifest.tracking else f"predict {folders[0]} IMAGE..."
+    )
     print(f"next: edgemim {following}")
     return result
 
