@@ -41,6 +41,7 @@ def track_video(config: TrackConfig) -> dict[str, Any]:
     artifact = Artifact.open(find_run(config.artifact, "export"))
     key = choose_key(artifact, config.key, config.runtime, int8=config.int8)
     tracker = Tracker.open(artifact, key, runtime=config.runtime, threads=config.threads, lost_below=config.lost_below)
+    tracker.warm_up()
     with open_frames(config.source, config.reader) as frames:
         first = frames.first()
         box = checked_box(select_box(first) if box is None else box, first.shape[1], first.shape[0])
@@ -49,6 +50,7 @@ def track_video(config: TrackConfig) -> dict[str, Any]:
             session: Session = tracker.session
             record.results.update(
                 source=frames.name,
+                live=frames.live,
                 model=artifact.manifest.name,
                 key=key,
                 runtime=session.runtime,
@@ -125,7 +127,6 @@ class _Run:
 
     def go(self, first: np.ndarray, box: Box) -> None:
         """Track from the first frame, already read, to the last. Raises UserError."""
-        self._tracker.warm_up()
         try:
             self._tracker.init(first, box)
             self._out.write_box(1, box, 1.0, False)
@@ -200,6 +201,8 @@ def show_results(results: dict[str, Any]) -> None:
             f"{results['end_to_end_fps']:.1f} frames a second from the undecoded frame to the box "
             f"({results['frame_fps']:.1f} with all that was drawn and written)"
         )
+        if results["live"]:
+            print("(of a camera, decoding includes the wait for its next frame)")
     print(f"peak memory {results['memory_peak_mib']:.0f} MiB")
 
 

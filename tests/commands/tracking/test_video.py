@@ -242,14 +242,14 @@ def test_what_was_done_before_a_fault_is_kept(material: Path, tmp_path: Path, fa
 
 
 def test_ctrl_c_ends_a_video_with_130_and_a_camera_well(
-    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Pressed(video_module.Tracker):
         calls = 0
 
         def update(self, image: np.ndarray) -> Any:
             Pressed.calls += 1
-            if Pressed.calls % 10 == 0:
+            if Pressed.calls % 10 == 0:  # the first warms up
                 raise KeyboardInterrupt
             return super().update(image)
 
@@ -266,6 +266,7 @@ def test_ctrl_c_ends_a_video_with_130_and_a_camera_well(
 
     monkeypatch.setattr(video_module, "open_frames", as_camera)
     assert run(material)["frames"] < FRAMES
+    assert "includes the wait for its next frame" in capsys.readouterr().out
 
 
 def test_which_file_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
