@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -147,11 +149,20 @@ _opened: Tracker | EdgemimError | None = None
 def _open_in_child(source: TrackerSource) -> None:
     global _opened
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
+    # A child that waits for work does not notice by itself that its parent was killed.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(source.threads)  # crops are resized by it
     try:
         _opened = source.open()
     except EdgemimError as error:
         _opened = error
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a child"
+    parent.join()
+    os._exit(1)
 
 
 def _attempt_in_child(truth: Truth, target: Target) -> str | None:

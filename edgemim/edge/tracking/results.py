@@ -21,6 +21,8 @@ from edgemim.run import write_text
 # Files beside a sequence's boxes: times, confidences, several objects.
 _BESIDE = re.compile(r"_(time|times|object_presence_scores|confidence|scores?|all_boxes|all_scores|segmentation)$")
 _REPETITION = re.compile(r"_(\d{3})$")
+# Of OTB's Human4 one target alone is annotated: some number it, some do not.
+_ALIASES = {"human4_2": "human4", "human4": "human4_2"}
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".zip")
 TEMPORARY = "edgemim-archive-"
 """Begins the name of the folder that an archive is unpacked into."""
@@ -60,7 +62,10 @@ class ResultsFolder:
     def find(self, sequence: str) -> Path | None:
         """The file of one sequence, if there is one."""
         folded = _fold(sequence)
-        return self._files.get(sequence) or self._folded.get(folded) or self._folded.get(f"uav_{folded}")
+        for name in (folded, f"uav_{folded}", _ALIASES.get(folded, "")):
+            if name in self._folded:
+                return self._files.get(sequence, self._folded[name])
+        return None
 
     def read(self, sequence: str) -> np.ndarray:
         """Boxes [n, 4] of one sequence. Raises SequenceError if there are none, or they are no boxes."""

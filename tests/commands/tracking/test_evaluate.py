@@ -164,3 +164,26 @@ def test_several_sequences_at_once_from_the_command_line(
     assert main([*words, "--annotations", "x"]) == 2
     assert main([*words[:4], "--out", str(tmp_path / "other")]) == 2
     assert "--data, the folder" in capsys.readouterr().err
+
+
+def test_a_run_in_pytorch(data: Path, tmp_path: Path) -> None:
+    """A random tracker finds nothing, but it runs to the end and is scored."""
+    pytest.importorskip("torch")
+    from edgemim.models.one_stream import OneStreamTracker
+    from edgemim.models.sizes import VitConfig
+    from edgemim.models.tracker_sizes import TrackerForm
+    from edgemim.models.weights import save_model
+    from edgemim.tasks.tracking import TrackingTask, tracker_preprocessing
+
+    size = TrackerForm(template_size=32, search_size=64, head_width=8).on(
+        VitConfig(width=16, depth=4, heads=2, patch_size=8, image_size=32)
+    )
+    model = OneStreamTracker(size)
+    save_model(tmp_path / "run" / "model", model.state_dict(), TrackingTask(model, tracker_preprocessing(size)).facts())
+    found = run(tmp_path / "run", data, tmp_path / "out", sequences=("a",), filmstrip=0)
+    assert list(found["trackers"]) == ["run"] and 0 <= found["trackers"]["run"]["auc"] <= 100
+    with pytest.raises(UserError, match="no run folder at"):
+        run(tmp_path / "absent", data, tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty"):
+        run(tmp_path / "empty", data, tmp_path / "other")

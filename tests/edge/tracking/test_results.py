@@ -49,6 +49,7 @@ def test_names_are_found_in_the_toolkits_spellings(tmp_path: Path) -> None:
     results = ResultsFolder(tmp_path)
     for name in ("Jogging_1", "jogging-1", "car4", "bird1_1", "Human4.2"):
         assert results.find(name) is not None, name
+    assert results.find("Human4") == results.find("human4_2")
     assert results.find("Car") is None and results.find("bird1") is None
 
 
