@@ -135,10 +135,12 @@ def run_passes(
         raise UserError(
             f"a process died while tracking (out of memory?); use fewer than {workers} --workers and go on with --resume"
         ) from None
-    finally:
+    except BaseException:
         for child in multiprocessing.active_children():
-            child.terminate()  # idle ones by now, unless the work was broken off
-        pool.shutdown(wait=False, cancel_futures=True)
+            child.terminate()  # a long sequence is not waited for
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
     return faults
 
 

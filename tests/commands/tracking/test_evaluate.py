@@ -110,7 +110,7 @@ def test_faults_of_one_sequence_are_named_and_the_others_are_done(artifact: Path
         run(artifact, data, out, filmstrip=0)
     assert "2 sequences could not be tracked (b, c)" in str(caught.value)
     assert "the annotation is shorter than the sequence, 10 boxes" in str(caught.value)
-    assert f"the other 1 are done: mend it and go on with --resume --out {out}" in str(caught.value)
+    assert f"the others (1) are done: mend it and go on with --resume --out {out}" in str(caught.value)
     record = json.loads((out / "run.json").read_text())
     assert record["exit_code"] == 2 and record["results"]["trackers"][NAME]["auc"] > 60
     assert "frame 6 of 12" in record["results"]["failed"]["c"]
