@@ -40,6 +40,8 @@ _PUBLIC = {
     "PredictConfig": "edgemim.commands.predict",
     "data_check": "edgemim.commands.data",
     "DataCheckConfig": "edgemim.commands.data",
+    "data_shard": "edgemim.commands.data_shard",
+    "DataShardConfig": "edgemim.commands.data_shard",
     "doctor": "edgemim.commands.doctor",
     "DoctorConfig": "edgemim.commands.doctor",
     "quickstart": "edgemim.commands.quickstart",

@@ -44,7 +44,8 @@ VERBS = {
     "benchmark": Verb("benchmark", "BenchmarkConfig", "benchmark", "latency of artifacts on this machine's runtimes"),
     "track": Verb("track", "TrackConfig", "track", "follow an object in a video or a camera; run or score a dataset"),
     "predict": Verb("predict", "PredictConfig", "predict", "name the classes of images, or of their pixels"),
-    "data check": Verb("data", "DataCheckConfig", "data_check", "count and check a folder of images; changes nothing"),
+    "data check": Verb("data", "DataCheckConfig", "data_check", "count and check images in any form; changes nothing"),
+    "data shard": Verb("data_shard", "DataShardConfig", "data_shard", "write images as tar shards"),
     "doctor": Verb("doctor", "DoctorConfig", "doctor", "say what this machine can run"),
     "quickstart": Verb("quickstart", "QuickstartConfig", "quickstart", "the whole chain on real images in minutes"),
 }
@@ -104,10 +105,10 @@ def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
         name = " ".join(words[:length])
         if name in VERBS:
             return name, list(words[length:])
-    heads = {name.partition(" ")[0]: name for name in VERBS}
     near = suggest(" ".join(words[:2]), VERBS) or suggest(words[0], VERBS)
-    if words[0] in heads:
-        near = f" (did you mean '{heads[words[0]]}'?)"
+    family = [name for name in VERBS if name.partition(" ")[0] == words[0]]
+    if family:
+        near = suggest(" ".join(words[:2]), family) or f" (did you mean '{family[0]}'?)"
     raise UserError(f"unknown verb '{words[0]}'{near}; `edgemim --help` lists the verbs")
 
 

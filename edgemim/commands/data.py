@@ -1,11 +1,11 @@
-"""`edgemim data check`: count and check a folder of images, change nothing in it."""
+"""`edgemim data check`: count and check images in a folder or any other form, change nothing."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,14 +20,19 @@ from edgemim.errors import UserError
 from edgemim.run import RUNS, RunRecord, prepare_folder, write_text
 
 if TYPE_CHECKING:
-    from edgemim.data.survey import Findings
+    from edgemim.data.survey import Contents, Findings
 
 
 class DataCheckConfig(Config):
-    """Count and check a folder of images: sizes, unreadable and odd files, duplicates, class balance."""
+    """Count and check images: sizes, unreadable and odd files, duplicates, class balance.
+
+    The images lie in a folder (class folders, or train/ and val/ of such), or are named by a CSV file of
+    path,label[,split], or packed: tar shards (KEY.jpg with KEY.cls or KEY.json), a Hugging Face dataset on disk (a folder
+    of save_to_disk, or parquet files). All other verbs' --data takes the same.
+    """
 
     folder: Annotated[Path | None, tyro.conf.Positional] = None
-    """Folder to check; it is only read."""
+    """Folder or file to check; it is only read."""
     out: Path | None = None
     """Folder for run.json and findings.json (every finding by name); default runs/data-check/NAME."""
     overwrite: bool = False
@@ -47,19 +52,20 @@ class DataCheckConfig(Config):
 
 
 def data_check(config: DataCheckConfig) -> dict[str, Any]:
-    """Check a folder; print and return the summary, write run.json and findings.json.
+    """Check a set of images; print and return the summary, write run.json and findings.json.
 
-    Raises UserError if the folder is missing or holds no image, or if results would be written into it.
+    Raises UserError if it is missing, holds no image or is damaged, or if results would be written into it.
     """
-    from edgemim.data.survey import Findings, list_contents
+    from edgemim.data.survey import Findings
+    from edgemim.data.survey_sets import survey_contents
 
     if config.folder is None:
         raise UserError("name the folder to check: edgemim data check DIR")
-    contents = list_contents(config.folder)
+    contents = survey_contents(config.folder)
     out = _output_folder(config.folder, config)
     with RunRecord("data check", out, config) as record:
         findings = Findings(contents)
-        for name, facts in zip(contents.images, _inspected(contents.images, config), strict=True):
+        for name, facts in zip(contents.images, _inspected(contents, config), strict=True):
             findings.add(name, facts)
         summary = findings.summary()
         write_text(out / "findings.json", json.dumps(findings.details(), indent=1) + "\n")
@@ -81,19 +87,19 @@ def _output_folder(folder: Path, config: DataCheckConfig) -> Path:
     return out
 
 
-def _inspected(names: Sequence[str], config: DataCheckConfig) -> Iterator[Any]:
+def _inspected(contents: Contents, config: DataCheckConfig) -> Iterator[Any]:
     """The facts of each file in order, with a progress bar on a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from edgemim.data.inspection import FileLimits, inspect_files
+    from edgemim.data.inspection import FileLimits
+    from edgemim.data.survey_sets import inspect_contents
 
     limits = FileLimits(config.max_pixels, config.tiny_side, config.huge_pixels, config.decode)
     workers = min(8, os.cpu_count() or 1) if config.workers is None else config.workers
     columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        assert config.folder is not None
-        yield from progress.track(inspect_files(config.folder, names, limits, workers), total=len(names))
+        yield from progress.track(inspect_contents(contents, limits, workers), total=len(contents.images))
 
 
 def render(summary: dict[str, Any], findings: Findings, show: int) -> Iterator[Table | Text]:
@@ -130,7 +136,8 @@ def _balance(split: str, balance: dict[str, Any], show: int) -> Iterator[Table |
     classes = sorted(balance["classes"].items(), key=lambda item: -item[1])
     title = printable(split) if split else "all"
     if not classes:
-        yield _text(f"{title}: {balance['images']:,} images without classes")
+        note = f" ({printable(balance['note'])})" if balance.get("note") else ""
+        yield _text(f"{title}: {balance['images']:,} images without classes{note}")
     else:
         yield _text(
             f"{title}: {balance['images']:,} images in {len(classes)} classes, "
@@ -141,7 +148,7 @@ def _balance(split: str, balance: dict[str, Any], show: int) -> Iterator[Table |
         for name, count in shown:
             table.add_row(_text(printable(name)), "" if count is None else f"{count:,}")
         yield table
-    yield from _listing(f"empty class folders in {title}" if split else "empty class folders", balance["empty"], show)
+    yield from _listing(f"empty classes in {title}" if split else "empty classes", balance["empty"], show)
 
 
 def _spreads(summary: dict[str, Any]) -> Table:

@@ -167,7 +167,11 @@ class ImageFiles(ImageSet):
         return str(self.path(i))
 
     def read(self, i: int) -> bytes:
-        return self.path(i).read_bytes()
+        path = self.path(i)
+        # Opening a pipe or a device could wait for ever.
+        if not path.is_file():
+            raise ImageError(str(path), "is not a regular file" if path.exists() else "does not exist")
+        return path.read_bytes()
 
     def image(self, i: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return load_image(self.path(i), max_pixels=max_pixels)

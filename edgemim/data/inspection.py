@@ -8,15 +8,16 @@ import os
 import stat
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
+from edgemim.data.image_set import ImageFiles, ImageSet
 from edgemim.data.workers import start_worker
 from edgemim.edge.images import ImageError, load_image
 from edgemim.errors import EdgemimError
@@ -62,18 +63,25 @@ def inspect_file(path: str, limits: FileLimits) -> FileFacts:
         data = Path(path).read_bytes()
     except OSError as error:
         return FileFacts(error=error.strerror or str(error))
+    return inspect_bytes(data, path, limits)
+
+
+def inspect_bytes(data: bytes, name: str, limits: FileLimits) -> FileFacts:
+    """The facts of an encoded image; its name's suffix, where it has one, is compared with what it holds."""
     facts = FileFacts(len(data), hashlib.blake2b(data, digest_size=16).digest())
     try:
-        facts = _read_header(data, path, facts, limits)
+        facts = _read_header(data, name, facts, limits)
         unread = not limits.decode and facts.width * facts.height <= limits.max_pixels
     except Exception:  # a decoder may raise anything on hostile bytes; load_image gives it a sentence
         unread = False
-    return facts if unread else facts._replace(error=_fault(path, limits))
+    return facts if unread else facts._replace(error=_fault(data, limits))
 
 
-def _fault(path: str, limits: FileLimits) -> str:
+def _fault(data: bytes, limits: FileLimits) -> str:
+    if not data:
+        return "the file is empty"
     try:
-        load_image(path, max_pixels=limits.max_pixels)
+        load_image(data, max_pixels=limits.max_pixels)
     except ImageError as error:
         return error.reason
     return ""
@@ -81,8 +89,16 @@ def _fault(path: str, limits: FileLimits) -> str:
 
 def inspect_files(root: Path, names: Sequence[str], limits: FileLimits, workers: int) -> Iterator[FileFacts]:
     """`inspect_file` over many files in order, in `workers` processes (0: in this one)."""
-    inspect = partial(_inspect_chunk, str(root), limits)
-    chunks = (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK))
+    return _in_order(partial(_inspect_chunk, str(root), limits), names, workers)
+
+
+def inspect_set(images: ImageSet, limits: FileLimits, workers: int) -> Iterator[FileFacts]:
+    """The facts of each image of a set in order, wherever its bytes lie."""
+    return _in_order(partial(_inspect_images, images, limits), range(len(images)), workers)
+
+
+def _in_order(inspect: Callable[[Any], list[FileFacts]], items: Sequence[Any], workers: int) -> Iterator[FileFacts]:
+    chunks = (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
     if workers == 0:
         for chunk in chunks:
             yield from inspect(chunk)
@@ -105,6 +121,20 @@ def inspect_files(root: Path, names: Sequence[str], limits: FileLimits, workers:
 
 def _inspect_chunk(root: str, limits: FileLimits, names: Sequence[str]) -> list[FileFacts]:
     return [inspect_file(os.path.join(root, name), limits) for name in names]
+
+
+def _inspect_images(images: ImageSet, limits: FileLimits, indices: Sequence[int]) -> list[FileFacts]:
+    if isinstance(images, ImageFiles):
+        return [inspect_file(str(images.path(i)), limits) for i in indices]
+    found = []
+    for i in indices:
+        try:
+            found.append(inspect_bytes(images.read(i), images.name(i), limits))
+        except ImageError as error:
+            found.append(FileFacts(error=error.reason))
+        except OSError as error:
+            found.append(FileFacts(error=error.strerror or str(error)))
+    return found
 
 
 def _read_header(data: bytes, path: str, facts: FileFacts, limits: FileLimits) -> FileFacts:
@@ -136,7 +166,7 @@ def _oddities(image: Image.Image, data: bytes, path: str, limits: FileLimits) ->
         yield "EXIF-rotated"
     suffix = os.path.splitext(path)[1].lower()
     named = Image.registered_extensions().get(suffix, "")
-    if named != _SAME_FORMAT.get(image.format or "", image.format):
+    if suffix and " " not in suffix and named != _SAME_FORMAT.get(image.format or "", image.format):
         yield f"wrong suffix: {suffix} holds {image.format}"
 
 

@@ -27,6 +27,20 @@ class Contents:
     folders: list[str] = field(default_factory=list)
     unreadable_folders: list[tuple[str, str]] = field(default_factory=list)
 
+    def place(self, name: str) -> tuple[str, str]:
+        """(split, class) of an image by its folders, '' where there is none."""
+        parts = name.split("/")
+        split = parts.pop(0) if parts[0] in self._splits else ""
+        return split, parts[0] if len(parts) > 1 else ""
+
+    def balance(self) -> dict[str, dict[str, Any]]:
+        """Images a class for each split, see `class_balance`."""
+        return class_balance(self)
+
+    @cached_property
+    def _splits(self) -> set[str]:
+        return {path.name for path in find_splits(self.root).values()}
+
 
 def list_contents(root: Path) -> Contents:
     """Walk the folder once. Raises UserError if it is missing, a file, or holds no image."""
@@ -60,7 +74,6 @@ class Findings:
         self._unreadable: list[dict[str, str]] = []
         self._odd: list[dict[str, Any]] = []
         self._digests: list[bytes] = []
-        self._splits = {path.name for path in find_splits(contents.root).values()}
 
     def add(self, name: str, facts: FileFacts) -> None:
         """Note one file; call in the order of `contents.images`."""
@@ -97,7 +110,7 @@ class Findings:
             "duplicate_files": sum(len(group) - 1 for group in self.duplicates),
             "groups_across_splits": len(self._across("split")),
             "groups_across_classes": len(self._across("class")),
-            "splits": class_balance(self.contents),
+            "splits": self.contents.balance(),
         }
 
     def details(self) -> dict[str, Any]:
@@ -125,13 +138,7 @@ class Findings:
     def _across(self, part: Literal["split", "class"]) -> list[list[str]]:
         """Groups of duplicates that lie in more than one split or class."""
         position = 0 if part == "split" else 1
-        return [group for group in self.duplicates if len({self._place(name)[position] for name in group}) > 1]
-
-    def _place(self, name: str) -> tuple[str, str]:
-        """(split, class) of a file by its folders, '' where there is none."""
-        parts = name.split("/")
-        split = parts.pop(0) if parts[0] in self._splits else ""
-        return split, parts[0] if len(parts) > 1 else ""
+        return [group for group in self.duplicates if len({self.contents.place(name)[position] for name in group}) > 1]
 
 
 def class_balance(contents: Contents) -> dict[str, dict[str, Any]]:

@@ -66,7 +66,7 @@ def test_the_check_reports_and_touches_nothing(checked, capsys):
         "more than 1 % are unreadable",
         "x..x/bad.png: is not an image",
         "x..x/0.png = x..x/copy.png",
-        "empty class folders: 1\n  hollow",
+        "empty classes: 1\n  hollow",
         "the largest 2.0 times the smallest",
         "next: edgemim pretrain --data '",
     ):

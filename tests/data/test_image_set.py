@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from edgemim.data.folders import scan_folder
 from edgemim.data.image_set import is_number, number_texts, pack_texts, unpack_text
+from edgemim.edge.images import ImageError
 from edgemim.errors import UserError
 
 
@@ -69,3 +71,13 @@ def test_an_empty_class_folder_is_found_but_not_where_a_file_names_the_classes(t
     assert sentence.startswith(f"class folder {three}/d holds no image; add some") and "--classes FILE" in sentence
     assert images.with_classes(("a", "b", "c")).empty_class() is None
     assert images.select(np.arange(2)).empty_class() is not None  # b and c are gone from this part
+
+
+def test_what_is_no_file_is_not_waited_for(three: Path) -> None:
+    os.mkfifo(three / "a" / "3.png")
+    (three / "a" / "4.png").symlink_to("nowhere")
+    images = scan_folder(three)
+    for i, reason in ((2, "is not a regular file"), (3, "does not exist")):
+        for read in (images.read, images.image):
+            with pytest.raises(ImageError, match=reason):
+                read(i)
