@@ -100,6 +100,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["bench"], "benchmark"),
         (["data"], "data check"),
         (["data", "chek"], "data check"),
+        (["data", "shar"], "data shard"),
         (["zzz"], None),
     ],
 )
