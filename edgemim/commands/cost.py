@@ -20,6 +20,7 @@ from edgemim.analysis.cost import Cost, count_cost
 from edgemim.analysis.throughput import Throughput, measure, training_step
 from edgemim.analysis.weightless import compose_without_tokenizer, weightless_teacher
 from edgemim.commands.finetune import FinetuneConfig
+from edgemim.commands.initial import architecture_of
 from edgemim.commands.pretrain import PretrainConfig, build
 from edgemim.commands.segmentation.cost import random_segmenter
 from edgemim.config import Config, from_mapping, read_mapping
@@ -32,7 +33,9 @@ from edgemim.models.normalization import Normalization
 from edgemim.models.sizes import EncoderConfig, VitConfig
 from edgemim.models.weights import encoder_of
 from edgemim.run import RUNS, RunRecord, prepare_folder, read_record, write_text
+from edgemim.tasks.class_teacher import random_class_teacher
 from edgemim.tasks.classification import ClassificationTask, build_model
+from edgemim.tasks.distillation import Distillation
 from edgemim.tasks.segmentation import SegmentationConfig
 from edgemim.tasks.task import Task
 from edgemim.teachers import TeacherConfig
@@ -135,7 +138,7 @@ def read_recipe(path: Path) -> Recipe:
 def compose(recipe: Recipe, classes: int, *, runs: bool = False) -> tuple[Objective, nn.Module | None]:
     """What a recipe trains and its teacher, weights drawn at random, on torch's default device."""
     if isinstance(recipe, FinetuneConfig):
-        return _fine_tuned(recipe, classes), None
+        return _fine_tuned(recipe, classes)
     if isinstance(recipe.method, BeitConfig) and recipe.method.tokenizer is None:
         return compose_without_tokenizer(recipe.method, recipe.encoder, Normalization(recipe.mean, recipe.std)), None
     teacher = None
@@ -168,21 +171,25 @@ def _classifier_facts(recipe: FinetuneConfig) -> tuple[dict[str, Any], int]:
     if added is not None and type(encoder) is not VitConfig:
         raise UserError(f"--relative-positions are added to a plain vision transformer, not to a {encoder.name}")
     encoder = encoder.as_classifier() if added is None else added.added_to(encoder)  # pyright: ignore[reportArgumentType]
-    return {"vit": encoder.model_dump(mode="json")}, encoder.image_size
+    return architecture_of(recipe, encoder), encoder.image_size
 
 
-def _fine_tuned(recipe: FinetuneConfig, classes: int) -> Task:
+def _fine_tuned(recipe: FinetuneConfig, classes: int) -> tuple[Task, nn.Module | None]:
     if isinstance(recipe.task, SegmentationConfig):
-        return random_segmenter(recipe, recipe.task, classes)
-    return _classifier(recipe, classes)
-
-
-def _classifier(recipe: FinetuneConfig, classes: int) -> ClassificationTask:
+        return random_segmenter(recipe, recipe.task, classes), None
     architecture, size = _classifier_facts(recipe)
-    model = build_model(architecture, classes, drop_path=recipe.drop_path)
-    preprocessing = Preprocessing(image_size=size, crop_pct=recipe.crop_pct)
-    labels = tuple(map(str, range(classes)))
-    return ClassificationTask(model, labels, preprocessing, None, architecture=architecture, mixing=recipe.mixing)
+    listened = recipe.distillation
+    told = None if listened.teacher is None else Distillation(listened, random_class_teacher(listened.teacher, classes))
+    task = ClassificationTask(
+        build_model(architecture, classes, drop_path=recipe.drop_path),
+        tuple(map(str, range(classes))),
+        Preprocessing(image_size=size, crop_pct=recipe.crop_pct),
+        None,
+        architecture=architecture,
+        mixing=recipe.mixing,
+        distillation=told,
+    )
+    return task, None if told is None else told.teacher
 
 
 def _measure(config: CostConfig, recipe: Recipe) -> Throughput:

@@ -88,6 +88,16 @@ def find_start(config: FinetuneConfig) -> Start:
     return Start(run, encoder, statistics)
 
 
+def architecture_of(config: FinetuneConfig, encoder: EncoderSize) -> dict[str, Any]:
+    """The record of a classifier with this encoder, from which `build_model` builds it."""
+    record: dict[str, Any] = {"vit": encoder.model_dump(mode="json")}
+    if config.pool == "cls":
+        record["pool"] = "token"
+    if config.distillation.teacher is not None and config.distillation.through == "token":
+        record["distilled"] = True
+    return record
+
+
 def described(run: Path, purpose: str) -> tuple[EncoderSize, dict[str, Any]]:
     """The encoder of a pre-training run or of a fine-tuned classifier, with its mean and std. Raises UserError."""
     facts = read_facts(run)
@@ -121,10 +131,7 @@ def build_start(config: FinetuneConfig, start: Start, classes: int) -> Built:
     """The network of a start, with its weights. Raises UserError if they do not fit or cannot be had."""
     if start.encoder is None:
         return _from_timm(config, classes)
-    architecture: dict[str, Any] = {"vit": start.encoder.model_dump(mode="json")}
-    architecture |= {"pool": "token"} if config.pool == "cls" else {}
-    if config.distillation.teacher is not None and config.distillation.through == "token":
-        architecture["distilled"] = True
+    architecture = architecture_of(config, start.encoder)
     model = build_model(architecture, classes, drop_path=config.drop_path)
     if start.run is None:
         return Built(model, architecture, {}, "weights: from scratch")

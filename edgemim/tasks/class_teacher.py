@@ -13,10 +13,10 @@ from edgemim.data.image_set import ImageSet
 from edgemim.data.loader import eval_loader
 from edgemim.edge.images import Preprocessing
 from edgemim.errors import UserError
-from edgemim.models.normalization import Normalization
-from edgemim.models.weights import load_weights, read_tensors
+from edgemim.models.normalization import IDENTITY, Normalization
+from edgemim.models.weights import load_weights, read_facts, read_tensors
 from edgemim.tasks import load_task
-from edgemim.tasks.classification import ClassificationTask
+from edgemim.tasks.classification import ClassificationTask, build_model
 from edgemim.tasks.distillation import ClassTeacher, DistillationConfig
 from edgemim.tasks.task import spread_over_classes
 from edgemim.teachers.timm_model import create_timm_model, is_timm_name
@@ -36,6 +36,23 @@ def open_class_teacher(config: DistillationConfig, labels: tuple[str, ...]) -> C
     if config.weights is not None:
         raise UserError("distillation.weights are of timm:NAME; a run brings its own, leave them out")
     return _from_run(Path(config.teacher), labels)
+
+
+def random_class_teacher(name: str, classes: int) -> ClassTeacher:
+    """The network of a teacher, weights drawn at random, on torch's default device: what counting needs of it.
+
+    Raises:
+        UserError: if there is no such run or timm model.
+    """
+    if name.startswith(_TIMM):
+        model = create_timm_model(name.removeprefix(_TIMM), pretrained=False)
+        size = cast(dict[str, Any], model.pretrained_cfg)["input_size"][-1]
+    else:
+        facts = read_facts(Path(name))
+        if facts["kind"] != ClassificationTask.task_name:
+            raise UserError(f"distillation.teacher: {name} holds a {facts['kind']} model, not a classifier")
+        model, size = build_model(facts["architecture"], classes), facts["preprocessing"]["image_size"]
+    return ClassTeacher(model, IDENTITY, size, f"{name}, {_millions(model)}")
 
 
 @torch.no_grad()

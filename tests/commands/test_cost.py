@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 torch = pytest.importorskip("torch")
 
+import timm  # noqa: E402
 from tiny_training import GridTeacher  # noqa: E402
 
 from edgemim.analysis.throughput import training_step  # noqa: E402
@@ -236,3 +238,21 @@ def test_mistakes_are_one_sentence(tmp_path: Path, text: str, options: dict[str,
 def test_a_missing_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cost", str(tmp_path / "no.yaml"), "--out", str(tmp_path / "out")]) == 2
     assert "no.yaml" in capsys.readouterr().err
+
+
+def test_a_classifiers_teacher_and_second_head_are_counted(tmp_path: Path) -> None:
+    recipe = {"init": "scratch", "encoder": "vit_nano", "distillation": {"teacher": "timm:test_vit"}}
+    plain, listening = (tmp_path / f"{name}.yaml" for name in ("plain", "listening"))
+    plain.write_text(yaml.safe_dump({**recipe, "distillation": {}}))
+    listening.write_text(yaml.safe_dump(recipe))
+    alone, both = (cost(CostConfig(recipe=path, out=tmp_path / path.stem, classes=1000)) for path in (plain, listening))
+    network = timm.create_model("test_vit")
+    assert both["parts"]["teacher"]["parameters"] == sum(p.numel() for p in network.parameters())
+    assert both["parts"]["teacher"]["forward_gflop"] > 0
+    assert both["parts"]["teacher"]["backward_gflop"] == 0
+    assert alone["parts"]["teacher"]["parameters"] == 0
+    trained = [
+        sum(part["parameters"] for name, part in found["parts"].items() if name != "teacher") for found in (alone, both)
+    ]
+    width = SIZES["vit_nano"].width
+    assert trained[1] - trained[0] == 2 * width + 1000 * width + 1000

@@ -17,7 +17,7 @@ from edgemim.data.folders import scan_folder  # noqa: E402
 from edgemim.edge.images import Preprocessing  # noqa: E402
 from edgemim.errors import UserError  # noqa: E402
 from edgemim.tasks import load_task  # noqa: E402
-from edgemim.tasks.class_teacher import open_class_teacher, top1_on  # noqa: E402
+from edgemim.tasks.class_teacher import open_class_teacher, random_class_teacher, top1_on  # noqa: E402
 from edgemim.tasks.distillation import DistillationConfig  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -77,3 +77,15 @@ def test_what_cannot_teach_is_one_sentence(run: Path, tmp_path: Path, monkeypatc
         with pytest.raises(UserError, match=sentence) as caught:
             open_class_teacher(DistillationConfig.model_validate(given), labels)
         assert "\n" not in str(caught.value)
+
+
+def test_the_network_alone_for_counting(run: Path, tmp_path: Path) -> None:
+    whole = open_class_teacher(DistillationConfig(teacher=str(run)), PHOTOS)
+    with torch.device("meta"):
+        ours, timms = random_class_teacher(str(run), 4), random_class_teacher("timm:test_vit", 4)
+    assert [p.shape for p in ours.parameters()] == [p.shape for p in whole.parameters()]
+    for teacher, size in ((ours, 64), (timms, 160)):
+        assert teacher.image_size == size
+        assert all(p.is_meta and not p.requires_grad for p in teacher.parameters())
+    with pytest.raises(UserError, match="holds a segmentation model"):
+        random_class_teacher(str(small_segmentation_run(tmp_path / "small")), 4)

@@ -62,6 +62,16 @@ def test_stopped_and_resumed_is_the_same_run(root: Path, tmp_path: Path) -> None
     assert "val_miou" in metrics and "train_pixel_accuracy" in metrics
 
 
+def test_the_best_by_miou_is_handed_on(root: Path, tmp_path: Path) -> None:
+    options = {"data": root, "epochs": 6, "evaluate_every": 1, "patience": 1, "base_lr": 0.03}
+    results = edgemim.finetune(config_of(out=tmp_path / "run", **options))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    seen = [line["val_miou"] for line in lines if "val_miou" in line]
+    assert results["best"]["figure"] == pytest.approx(max(seen)) == pytest.approx(results["miou"])
+    assert results["best"]["evaluations"] == len(seen)
+    assert results["best"]["stopped_early"] is (len(seen) < 6)
+
+
 def test_the_command_line_knows_the_tasks_own_defaults(tmp_path: Path) -> None:
     words = ["--task", "segmentation", "--task.crop-size", "64", "--task.transform.no-flip", "--epochs", "3"]
     config = parse(edgemim.FinetuneConfig, ["--data", str(tmp_path), *words], prog="edgemim finetune")
