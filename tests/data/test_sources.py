@@ -200,3 +200,17 @@ def test_a_broken_image_is_named_where_it_lies(packed: dict[str, Path], form: st
         with pytest.raises(UserError, match="empty" if i == 3 else "image") as caught:
             images.image(i)
         assert name in str(caught.value)
+
+
+def test_dictionaries_of_splits(photos: Path, tmp_path: Path) -> None:
+    """Training images alone are a set of their own; a split of an unknown name is named."""
+    datasets = pytest.importorskip("datasets")
+    data = dataset_of(photos)
+    datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "one")
+    sources = find_sources(tmp_path / "one")
+    assert sources.held_out is None
+    assert len(sources.train.open()) == len(sources.measured.open()) == 120
+    datasets.DatasetDict({"train": data, "extra": data}).save_to_disk(tmp_path / "odd")
+    with pytest.raises(UserError, match=r"has a split 'extra'; known are train, training, val.*: give .*odd/extra"):
+        find_sources(tmp_path / "odd")
+    assert len(find_sources(tmp_path / "odd" / "extra").train.open()) == 120
