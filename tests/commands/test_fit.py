@@ -79,18 +79,19 @@ def test_the_best_without_patience_trains_to_the_end_as_without(photos: Path, tm
     assert results(tmp_path / "kept")["top1"] >= results(tmp_path / "plain")["top1"]
 
 
+@pytest.mark.parametrize("optimizer", [{}, {"optimizer": "sgd", "base_lr": 0.4}], ids=["adamw", "sgd"])
 def test_patience_is_exact_under_a_signal_in_an_evaluation(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: dict
 ) -> None:
     from edgemim.commands import finetune as module
 
-    settings = {"epochs": 10, "patience": 2, **FAST}
+    settings = {"epochs": 8, "patience": 3, **FAST, **optimizer}
     train(photos, tmp_path / "whole", **settings)
     calls, real = [0], module.evaluate_classifier
 
     def interrupted(*given: object) -> object:
         calls[0] += 1
-        if calls[0] in (2, 5):
+        if calls[0] in (2, 4):
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*given)  # pyright: ignore[reportArgumentType]
 

@@ -17,8 +17,10 @@ from tiny_training import NANO, NORMALIZATION, TinyBatch, nano_encoder, tiny_bat
 from edgemim.edge.images import Preprocessing
 from edgemim.errors import EdgemimError, Interrupted, SavedOnSignal, UserError
 from edgemim.methods import FeatureDistillConfig, MaeConfig
+from edgemim.models.normalization import Normalization
 from edgemim.models.weights import bare_vit
 from edgemim.tasks.classification import ClassificationTask, MixingConfig
+from edgemim.tasks.distillation import ClassTeacher, Distillation, DistillationConfig
 from edgemim.teachers import Teacher, TimmTeacher
 from edgemim.training.checkpoint import CheckpointError, CheckpointFolder
 from edgemim.training.distributed import World
@@ -60,7 +62,18 @@ def classifier() -> Objective:
     return ClassificationTask(model, labels, Preprocessing(image_size=32), None, architecture={}, mixing=mixing)
 
 
-OBJECTIVES = [mae, distilled, classifier]
+def listening() -> Objective:
+    """A classifier with a second head for a teacher of other eyes and another order of classes."""
+    torch.manual_seed(1)
+    frozen = ClassTeacher(bare_vit(NANO, num_classes=4), Normalization((0.1,) * 3, (0.5,) * 3), 32, "", (3, 1, 0, 2))
+    told = Distillation(DistillationConfig(teacher="other"), frozen)
+    torch.manual_seed(0)
+    model, labels = bare_vit(NANO, num_classes=4, distilled=True), ("a", "b", "c", "d")
+    mixing, preprocessing = MixingConfig(mixup=0.2), Preprocessing(image_size=32)
+    return ClassificationTask(model, labels, preprocessing, None, architecture={}, mixing=mixing, distillation=told)
+
+
+OBJECTIVES = [mae, distilled, classifier, listening]
 
 
 def trainer_of(
