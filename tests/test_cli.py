@@ -17,7 +17,7 @@ from edgemim.config import Config
 from edgemim.errors import EdgemimError, UserError
 
 COMMANDS = Path(edgemim.__file__).parent / "commands"
-WITHOUT_TORCH = ("benchmark", "data", "doctor", "predict")
+WITHOUT_TORCH = ("benchmark", "data", "doctor", "predict", "track")
 
 
 def landed(module: str) -> str:
