@@ -30,6 +30,8 @@ PY
 "$edge/edgemim" doctor
 "$edge/edgemim" benchmark artifact --seconds 0.2 --out benchmark
 "$edge/edgemim" data check photos --out data-check
+"$edge/edgemim" data shard photos --out shards
+"$edge/edgemim" data check shards --out shard-check
 image=$(find photos/test -name '*.png' | sort | head -n 1)
 "$edge/edgemim" predict artifact "$image"
 "$edge/python" "$repository/export/classify_onnxruntime.py" artifact/model.onnx "$image"

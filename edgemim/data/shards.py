@@ -63,10 +63,11 @@ class _OpenFiles:
             self._descriptors.move_to_end(path)
             return self._descriptors[path]
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._descriptors[path] = descriptor
         status = os.fstat(descriptor)
         if (status.st_size, status.st_mtime_ns) != (size, changed_ns):
+            os.close(descriptor)
             raise UserError(f"{path} has changed since it was listed; start again")
+        self._descriptors[path] = descriptor
         if len(self._descriptors) > _MAX_OPEN:
             os.close(self._descriptors.popitem(last=False)[1])
         return descriptor

@@ -135,13 +135,12 @@ def _of_folder(folder: Path) -> dict[str, Source]:
     splits = find_splits(folder)
     if splits:
         return {split: _part(path) for split, path in splits.items()}
-    kept: tuple[tuple[Kind, str, str], ...] = (
-        ("tar", ".tar", ""),
-        ("arrow", ".parquet", ""),
-        ("arrow", ".parquet", "data"),
-    )
-    for kind, suffix, place in kept:
-        files = _only_files(folder / place, suffix)
+    packed = _files_alone(folder)
+    if packed is None and (folder / "data").is_dir() and _files_alone(folder, beside="data") is not None:
+        packed = _files_alone(folder / "data")  # as datasets lie on the Hub
+    kinds: tuple[tuple[Kind, str], ...] = (("tar", ".tar"), ("arrow", ".parquet"))
+    for kind, suffix in kinds:
+        files = [path for path in packed or () if path.suffix.lower() == suffix]
         if files:
             return _by_name(kind, folder, files)
     return {"": Source("folder", folder)}
@@ -189,21 +188,20 @@ def _json_list(file: Path, key: str) -> list[str]:
     return names
 
 
-def _only_files(folder: Path, suffix: str) -> list[Path]:
-    """Sorted files of a suffix in a folder that holds neither images nor folders; else none."""
+def _files_alone(folder: Path, beside: str = "") -> list[Path] | None:
+    """Sorted files of a folder that holds neither images nor folders (but the one named); else None."""
     found = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                ending = os.path.splitext(entry.name)[1].lower()
-                if ending in IMAGE_SUFFIXES or (entry.is_dir() and entry.name != "data"):
-                    return []
-                if ending == suffix:
-                    found.append(folder / entry.name)
+                image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+                if image or (entry.is_dir() and entry.name != beside):
+                    return None
+                found.append(folder / entry.name)
     except OSError:  # the one that reads the folder says it better
-        return []
+        return None
     return sorted(found)
 
 

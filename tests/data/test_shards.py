@@ -136,3 +136,22 @@ def test_shards_without_images(tmp_path: Path) -> None:
         open_shards(path, [path])
     with pytest.raises(UserError, match=r"cannot read .*gone\.tar: No such file"):
         open_shards(path, [tmp_path / "gone.tar"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_change_under_the_readers_is_one_sentence(photos: Path, tmp_path: Path, workers: int) -> None:
+    """From a worker, too, whose errors torch would bury in a traceback."""
+    pytest.importorskip("torch")
+    from edgemim.data.loader import build_loader, eval_loader
+    from edgemim.data.transforms import PretrainTransform
+    from edgemim.edge.images import Preprocessing
+
+    path = write_tar(tmp_path / "s.tar", samples_of(photos))
+    images = open_shards(path, [path])
+    os.utime(path, OLD)
+    for batches in (
+        build_loader(images, PretrainTransform().build(16), seed=0, batch_size=8, total_steps=2, workers=workers),
+        eval_loader(images, Preprocessing(image_size=16), batch_size=8, workers=workers),
+    ):
+        with pytest.raises(UserError, match=r"^\S*s\.tar has changed since it was listed; start again$"):
+            list(batches)

@@ -144,9 +144,13 @@ def test_splits_of_every_form(packed: dict[str, Path], tmp_path: Path) -> None:
 
 def test_a_folder_of_images_with_its_archive_beside_is_a_folder(packed: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(packed["folder"], tmp_path / "set")
-    shutil.copy(packed["tar names"], tmp_path / "set" / "original.tar")
-    assert find_sources(tmp_path / "set").train.kind == "folder"
-    assert len(opened(tmp_path / "set")) == 120
+    shutil.copytree(packed["folder"], tmp_path / "one" / "data")
+    shutil.copytree(packed["folder"] / "coffee", tmp_path / "flat")
+    for name, count in (("set", 120), ("one", 120), ("flat", 30)):
+        shutil.copy(packed["tar names"], tmp_path / name / "original.tar")
+        shutil.copy(packed["hf file"], tmp_path / name / "original.parquet")
+        assert find_sources(tmp_path / name).train.kind == "folder"
+        assert len(opened(tmp_path / name)) == count
 
 
 def test_a_split_without_training_images_is_named(packed: dict[str, Path], tmp_path: Path) -> None:
