@@ -32,9 +32,10 @@ from edgemim.export.openvino import convert, missing_packages, require_packages
 from edgemim.export.parity import DEFAULT_TOLERANCE, Parity, check_weights, measure_parity, refuse_if_apart
 from edgemim.export.quantize import Int8Config
 from edgemim.export.staging import check_free, staged
+from edgemim.export.tracking import measure_tracker_parity, open_tracker, write_tracker
 from edgemim.models.weights import MODEL_FILE
 from edgemim.run import RunRecord, find_run, installed_versions
-from edgemim.tasks import Task, load_task
+from edgemim.tasks import Task, TrackingTask, load_task
 
 
 class ExportConfig(Int8Config):
@@ -61,8 +62,10 @@ class ExportConfig(Int8Config):
     """Take exactly so many images at once; default any number."""
     image_size: int | None = pydantic.Field(default=None, ge=1)
     """Segmentation: side of the square that the model takes, pixels; default as trained. Positions are interpolated."""
+    elimination: bool = True
+    """Tracking: keep candidate elimination in the graph, where the tracker was trained with it: a quarter faster."""
     parity_images: int = pydantic.Field(default=64, ge=1)
-    """Held-out images that the exported files are compared with PyTorch on."""
+    """Held-out images (pairs, for a tracker) that the exported files are compared with PyTorch on."""
     tolerance: float = pydantic.Field(default=DEFAULT_TOLERANCE, gt=0)
     """Largest difference of an output from PyTorch's, over the largest output (at least 1)."""
 
@@ -84,19 +87,21 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
     out = config.out or run / "artifact"
     check_free(out, overwrite=config.overwrite)
     task = load_task(run, data=config.data, val=config.val)
+    _refuse_unfit(config, task)
     trained_size = task.preprocessing.image_size
     if config.image_size is not None:
         task = task.at_size(config.image_size)
     with staged(out) as folder, RunRecord("export", folder, config) as record:
         artifact = _build(folder, run, task, config, trained_size)
-        parities = _compare(artifact, _sessions(artifact, record), task, config)
+        parities = _compare(artifact, _sessions(artifact, task, record), task, config)
         record.results.update(run=str(run.resolve()), parity=dict(artifact.manifest.parity))
         record.results["files"] = {key: entry.bytes for key, entry in artifact.manifest.files.items()}
     _show(Artifact(out, artifact.manifest), parities)
     if config.int8:
         quantized = quantize(_quantize_config(config, out, run))
         return {**record.results, "quantization": quantized["quantization"]}
-    print(f"artifact in {out}; next: edgemim benchmark {out}")
+    following = "track VIDEO --artifact" if isinstance(task, TrackingTask) else "benchmark"
+    print(f"artifact in {out}; next: edgemim {following} {out}")
     return record.results
 
 
@@ -116,42 +121,64 @@ def _quantize_config(config: ExportConfig, out: Path, run: Path) -> QuantizeConf
     return QuantizeConfig(**shared, artifact=out, run=run)
 
 
+def _refuse_unfit(config: ExportConfig, task: Task) -> None:
+    """Options that the task has no use for. Raises UserError."""
+    if isinstance(task, TrackingTask):
+        if config.fixed_batch not in (None, 1):
+            raise UserError("a tracker takes one pair at a time; leave --fixed-batch out")
+    elif not config.elimination:
+        raise UserError(f"a model for {task.task_name} eliminates nothing; leave --no-elimination out")
+
+
 def _build(folder: Path, run: Path, task: Task, config: ExportConfig, trained_size: int) -> Artifact:
     """Write the model files and their manifest."""
-    module = task.export_module().cpu()
-    example = task.example_input(config.fixed_batch or 2)
+    tracking = isinstance(task, TrackingTask)
+    batch = 1 if tracking else config.fixed_batch
+    example = task.example_input(batch or 2)
     manifest = Manifest(
         name=run.resolve().name,
         task=task.task_name,
         input_name=task.input_name,
-        input_shape=(config.fixed_batch, *example.shape[1:]),
+        input_shape=(batch, *example.shape[1:]),
         output_names=task.output_names,
         preprocessing=task.preprocessing,
         labels=task.labels,
         opset=config.opset,
         source=_source(run, trained_size, task.preprocessing.image_size),
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        parameters=sum(parameter.numel() for parameter in task.model.parameters()),
         **task.manifest_facts(),
     )
-    path = folder / "model.onnx"
     with Console(stderr=True).status("exporting to ONNX"):
-        export_onnx(
-            module,
-            example,
-            path,
-            input_name=task.input_name,
-            output_names=task.output_names,
-            opset=config.opset,
-            dynamic_batch=config.fixed_batch is None,
-            metadata=_metadata(manifest),
-        )
+        if tracking:
+            options = {"opset": config.opset, "elimination": config.elimination, "openvino": config.openvino}
+            files, weights = write_tracker(folder, task, **options, metadata=_metadata(manifest))
+        else:
+            files, weights = _write(folder, task, manifest, config)
+    return create(folder, manifest.model_copy(update={"files": files, "parity": weights}))
+
+
+def _write(
+    folder: Path, task: Task, manifest: Manifest, config: ExportConfig
+) -> tuple[dict[str, ModelFile], dict[str, float | int]]:
+    """One graph from images to outputs, and how many weights were found in it bit for bit."""
+    module, path = task.export_module().cpu(), folder / "model.onnx"
+    export_onnx(
+        module,
+        task.example_input(config.fixed_batch or 2),
+        path,
+        input_name=task.input_name,
+        output_names=task.output_names,
+        opset=config.opset,
+        dynamic_batch=config.fixed_batch is None,
+        metadata=_metadata(manifest),
+    )
     files: dict[str, ModelFile] = {"onnx-fp32": describe_file(folder, path.name, format="onnx", precision="fp32")}
     if config.openvino:
         convert(path, folder / "openvino-fp32.xml")
         files["openvino-fp32"] = describe_file(
             folder, "openvino-fp32.xml", format="openvino", precision="fp32", companions=["openvino-fp32.bin"]
         )
-    return create(folder, manifest.model_copy(update={"files": files, "parity": _weights(module, path)}))
+    return files, _weights(module, path)
 
 
 def _weights(module: nn.Module, path: Path) -> dict[str, float | int]:
@@ -186,15 +213,17 @@ def _metadata(manifest: Manifest) -> dict[str, str]:
 def _compare(artifact: Artifact, sessions: dict[str, Session], task: Task, config: ExportConfig) -> dict[str, Parity]:
     """The gate: compare each session with PyTorch, record the figures. Raises GateRefused."""
     manifest = artifact.manifest
-    batches = (images for images, _ in task.evaluation_batches(config.parity_images))
-    parities = measure_parity(
-        task.export_module().cpu(),
-        sessions,
-        batches,
-        input_name=manifest.input_name,
-        output_name=manifest.output_names[0],
-        fixed=config.fixed_batch,
-    )
+    if isinstance(task, TrackingTask):
+        parities = measure_tracker_parity(task, sessions, pairs=config.parity_images, elimination=config.elimination)
+    else:
+        parities = measure_parity(
+            task.export_module().cpu(),
+            sessions,
+            (images for images, _ in task.evaluation_batches(config.parity_images)),
+            input_name=manifest.input_name,
+            output_name=manifest.output_names[0],
+            fixed=config.fixed_batch,
+        )
     refuse_if_apart(parities, config.tolerance)
     figures: dict[str, float | int] = {
         "images": next(iter(parities.values())).images,
@@ -210,15 +239,19 @@ def _compare(artifact: Artifact, sessions: dict[str, Session], task: Task, confi
     return parities
 
 
-def _sessions(artifact: Artifact, record: RunRecord) -> dict[str, Session]:
-    sessions = {"onnxruntime": open_session(artifact)}
+def _sessions(artifact: Artifact, task: Task, record: RunRecord) -> dict[str, Session]:
+    def open_it(key: str = "onnx-fp32", runtime: str | None = None) -> Session:
+        opener = open_tracker if isinstance(task, TrackingTask) else open_session
+        return opener(artifact, key, runtime=runtime)
+
+    sessions = {"onnxruntime": open_it()}
     if not missing_packages(quantize=False):
         try:
-            sessions["openvino"] = open_session(artifact, runtime="openvino")
+            sessions["openvino"] = open_it(runtime="openvino")
         except ModelRefused as error:
             record.warn(f"{error}; the artifact is for ONNX Runtime alone")
     if "openvino-fp32" in artifact.manifest.files:
-        sessions["openvino_ir"] = open_session(artifact, "openvino-fp32")
+        sessions["openvino_ir"] = open_it("openvino-fp32")
     return sessions
 
 

@@ -13,8 +13,9 @@ from rich.table import Table
 from edgemim.edge.artifact import Artifact
 from edgemim.errors import GateRefused, UserError
 from edgemim.export.quantize import Int8Config, Verdict, quantize_artifact
+from edgemim.export.tracking_int8 import TRACKER_MAKER
 from edgemim.run import FolderLock, RunRecord, find_run
-from edgemim.tasks import load_task
+from edgemim.tasks import TrackingTask, load_task
 
 
 class QuantizeConfig(Int8Config):
@@ -43,7 +44,8 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
     try:
         with RunRecord("quantize", folder / "quantize", config) as record:
             with Console(stderr=True).status("quantising and judging INT8 against FP32"):
-                verdicts = quantize_artifact(artifact, task, config, overwrite=config.overwrite)
+                maker = TRACKER_MAKER if isinstance(task, TrackingTask) else None
+                verdicts = quantize_artifact(artifact, task, config, overwrite=config.overwrite, maker=maker)
             record.results["quantization"] = {verdict.key: verdict.report for verdict in verdicts}
             record.results["outcomes"] = {verdict.key: verdict.outcome for verdict in verdicts}
             _show(verdicts)

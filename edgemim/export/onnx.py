@@ -25,10 +25,10 @@ DEFAULT_OPSET = 20
 
 def export_onnx(
     module: nn.Module,
-    example: Tensor,
+    example: Tensor | tuple[Tensor, ...],
     path: Path,
     *,
-    input_name: str = "images",
+    input_name: str | Sequence[str] = "images",
     output_names: Sequence[str] = ("logits",),
     opset: int = DEFAULT_OPSET,
     dynamic_batch: bool = True,
@@ -37,10 +37,10 @@ def export_onnx(
     """Write a module as ONNX with all weights inside the file; returns what was written.
 
     Args:
-        module: float32, in evaluation mode, one input.
-        example: input of the right shape; with `dynamic_batch` any number of rows but one.
+        module: float32, in evaluation mode.
+        example: input of the right shape, or several; with `dynamic_batch` any number of rows but one.
         path: file to write.
-        input_name: name of the graph's input.
+        input_name: name of the graph's input, or names.
         output_names: names of the graph's outputs.
         opset: version of ONNX's operators.
         dynamic_batch: whether the first axis takes any size; else it is the example's.
@@ -49,13 +49,15 @@ def export_onnx(
     Raises:
         ModelRefused: if torch cannot export the module, or the result is no valid ONNX.
     """
-    shapes = ({0: torch.export.Dim("batch", min=1)},) if dynamic_batch else None
+    examples = example if isinstance(example, tuple) else (example,)
+    names = [input_name] if isinstance(input_name, str) else list(input_name)
+    shapes = ({0: torch.export.Dim("batch", min=1)},) * len(examples) if dynamic_batch else None
     try:
         with quietly(), torch.inference_mode(), unfused_windows(module):
             program = torch.onnx.export(
                 module,
-                (example,),
-                input_names=[input_name],
+                examples,
+                input_names=names,
                 output_names=list(output_names),
                 opset_version=opset,
                 dynamic_shapes=shapes,

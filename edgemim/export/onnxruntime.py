@@ -55,7 +55,12 @@ def inner_convolutions(source: Path) -> list[str]:
 
 
 def quantize_convolutions_onnx(
-    source: Path, target: Path, calibration: Sequence[np.ndarray], *, input_name: str, full_range: bool
+    source: Path,
+    target: Path,
+    calibration: Sequence[np.ndarray | dict[str, np.ndarray]],
+    *,
+    input_name: str,
+    full_range: bool,
 ) -> None:
     """Write an ONNX model whose inner convolutions take fixed 8-bit ranges and whose linear layers dynamic ones.
 
@@ -67,8 +72,9 @@ def quantize_convolutions_onnx(
     Args:
         source: the FP32 model.
         target: file to write; metadata_props come along.
-        calibration: float32 inputs, each as large as the model takes (one image, or its fixed batch).
-        input_name: name of the model's input.
+        calibration: float32 inputs, each as large as the model takes (one image, or its fixed batch); of a model with
+            several inputs, these by name.
+        input_name: name of the model's only input.
         full_range: 8-bit weights; else 7-bit ones, as in `quantize_dynamic_onnx`.
 
     Raises:
@@ -82,7 +88,7 @@ def quantize_convolutions_onnx(
 
         def get_next(self) -> dict[str, np.ndarray] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
             images = next(self._left, None)
-            return None if images is None else {input_name: images}
+            return {input_name: images} if isinstance(images, np.ndarray) else images
 
     between = target.with_name("convolutions-int8.onnx")
     try:

@@ -43,7 +43,12 @@ def convert(onnx_path: Path, xml_path: Path) -> None:
 
 
 def quantize_transformer(
-    onnx_path: Path, xml_path: Path, calibration: Sequence[np.ndarray], *, input_name: str, full_range: bool
+    onnx_path: Path,
+    xml_path: Path,
+    calibration: Sequence[np.ndarray | dict[str, np.ndarray]],
+    *,
+    input_name: str,
+    full_range: bool,
 ) -> None:
     """Write an ONNX model as INT8 OpenVINO IR.
 
@@ -55,8 +60,9 @@ def quantize_transformer(
     Args:
         onnx_path: the FP32 model.
         xml_path: file to write; the weights go into the .bin beside it.
-        calibration: float32 inputs, each as large as the model takes (one image, or its fixed batch).
-        input_name: name of the model's input.
+        calibration: float32 inputs, each as large as the model takes (one image, or its fixed batch); of a model with
+            several inputs, these by name.
+        input_name: name of the model's only input.
         full_range: 8-bit weights, for CPUs that add products in 32 bits (VNNI and its like); else 7-bit ones, which
             cannot overflow the 16-bit sums of older CPUs.
 
@@ -79,7 +85,7 @@ def quantize_transformer(
             model = core().read_model(onnx_path)
             quantized = nncf.quantize(
                 model,
-                nncf.Dataset([{input_name: array} for array in calibration]),
+                nncf.Dataset([{input_name: x} if isinstance(x, np.ndarray) else x for x in calibration]),
                 subset_size=len(calibration),
                 model_type=nncf.ModelType.TRANSFORMER,
                 ignored_scope=nncf.IgnoredScope(names=input_convolutions(model)),

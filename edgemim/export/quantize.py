@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,11 +53,13 @@ class Int8Config(Config):
     images: int = pydantic.Field(default=500, ge=1)
     """Held-out images that INT8 is judged on (all, if there are fewer)."""
     max_drop: float | None = pydantic.Field(default=None, ge=0)
-    """Largest loss of the task's metric, percentage points; default 1 of top-1 accuracy, 0.5 of mIoU."""
+    """Largest loss of the task's metric, percentage points; default 1 of top-1 accuracy, 0.5 of mIoU, 1 of a tracker's
+    mean IoU."""
     min_agreement: float | None = pydantic.Field(default=None, ge=0, le=100)
-    """Least share of images (of pixels, in segmentation) where INT8 and FP32 name the same class, percent; default 99."""
+    """Least share of images (of pixels, in segmentation) where INT8 and FP32 name the same class, percent; default 99. Of
+    a tracker, of pairs whose two boxes overlap by 0.8; default 90."""
     min_cosine: float | None = pydantic.Field(default=None, ge=-1, le=1)
-    """Least mean cosine of INT8's and FP32's logits; default 0.999."""
+    """Least mean cosine of INT8's and FP32's logits; default 0.999, of a tracker's score maps 0.99."""
     threads: tuple[int, ...] = (1, 0)
     """CPU threads that the speed is measured with; 0 is all usable CPUs. INT8 must be faster with each."""
     seconds: float = pydantic.Field(default=1.5, gt=0)
@@ -109,7 +111,22 @@ def limits_of(task: Task, config: Int8Config) -> Limits:
     return dataclasses.replace(task.limits, **{name: value for name, value in asked.items() if value is not None})
 
 
-def quantize_artifact(artifact: Artifact, task: Task, config: Int8Config, *, overwrite: bool = False) -> list[Verdict]:
+@dataclasses.dataclass(frozen=True)
+class Maker:
+    """How the files of one target are made and measured, for a kind of task.
+
+    Attributes:
+        build: writes them into a folder; gives their manifest entries by key, and what to record of the recipe.
+        measure: their answers beside FP32's, and their speed for each thread count.
+    """
+
+    build: Callable[[Artifact, Target, Path, Any, Int8Config], tuple[dict[str, ModelFile], dict[str, Any]]]
+    measure: Callable[[Artifact, Target, Any, Int8Config], tuple[Comparison, list[Speed]]]
+
+
+def quantize_artifact(
+    artifact: Artifact, task: Task, config: Int8Config, *, overwrite: bool = False, maker: Maker | None = None
+) -> list[Verdict]:
     """Make and judge each target; what passes (or is forced) joins the artifact, of the rest nothing stays.
 
     The FP32 file is only read. `artifact.manifest` is replaced when a file joins.
@@ -125,31 +142,31 @@ def quantize_artifact(artifact: Artifact, task: Task, config: Int8Config, *, ove
         raise UserError(f"{artifact.folder} has {' and '.join(there)} already; --overwrite makes it again")
     if task.labels != artifact.manifest.labels:
         raise UserError(f"the classes of the run are not those of {artifact.folder}; give the run it was exported from")
-    return [_quantize(artifact, key, task, config) for key in targets]
+    return [_quantize(artifact, key, task, config, maker or Maker(_build, _measure)) for key in targets]
 
 
-def _quantize(artifact: Artifact, key: Target, task: Task, config: Int8Config) -> Verdict:
+def _quantize(artifact: Artifact, key: Target, task: Task, config: Int8Config, maker: Maker) -> Verdict:
     with _trial(artifact.folder) as trial:
-        entry, recipe = _build(artifact, key, trial, task, config)
-        files = {**artifact.manifest.files, key: entry}
+        entries, recipe = maker.build(artifact, key, trial, task, config)
+        files = {**artifact.manifest.files, **entries}
         candidate = Artifact(artifact.folder, artifact.manifest.model_copy(update={"files": files}))
-        comparison, speeds = _measure(candidate, key, task, config)
+        comparison, speeds = maker.measure(candidate, key, task, config)
         limits = limits_of(task, config)
         reasons = tuple(objections(comparison, speeds, limits))
         outcome = "kept" if not reasons else "forced" if config.force else "refused"
         report = {
             **_report(comparison, speeds, limits),
             **recipe,
-            "isa": entry.isa,
+            "isa": entries[key].isa,
             "runtime": _RUNTIME[key],
-            "size_bytes": candidate.size_bytes(key),
-            "size_bytes_fp32": candidate.size_bytes("onnx-fp32"),
+            "size_bytes": sum(candidate.size_bytes(name) for name in entries),
+            "size_bytes_fp32": sum(candidate.size_bytes(name.replace(key, "onnx-fp32", 1)) for name in entries),
             "outcome": outcome,
             "forced": outcome == "forced",
             "reasons": list(reasons),
         }
         if outcome != "refused":
-            _install(artifact, key, entry, report)
+            _install(artifact, key, entries, report)
     return Verdict(key, outcome, reasons, report)
 
 
@@ -167,11 +184,10 @@ def _trial(folder: Path) -> Iterator[Path]:
 
 def _build(
     artifact: Artifact, key: Target, trial: Path, task: Task, config: Int8Config
-) -> tuple[ModelFile, dict[str, Any]]:
+) -> tuple[dict[str, ModelFile], dict[str, Any]]:
     isa = pick_isa(config.isa)
     source = artifact.file("onnx-fp32")
     convolutional = key == "onnx-int8" and bool(inner_convolutions(source))
-    notes = "8-bit weights" if isa == "vnni" else "7-bit weights, safe on CPUs without 8-bit dot products"
     recipe: dict[str, Any] = {"recipe": _RECIPES[key, convolutional], "calibration_images": 0}
     full_range, inputs, name = isa == "vnni", [], artifact.manifest.input_name
     if convolutional or key == "openvino-int8":
@@ -184,19 +200,25 @@ def _build(
             quantize_convolutions_onnx(source, target, inputs, input_name=name, full_range=full_range)
         else:
             quantize_dynamic_onnx(source, target, full_range=full_range)
-        path = f"{trial.name}/{target.name}"
-        return describe_file(artifact.folder, path, format="onnx", precision="int8", isa=isa, notes=notes), recipe
-    quantize_transformer(source, trial / "openvino-int8.xml", inputs, input_name=name, full_range=full_range)
-    entry = describe_file(
-        artifact.folder,
-        f"{trial.name}/openvino-int8.xml",
-        format="openvino",
+    else:
+        target = trial / "openvino-int8.xml"
+        quantize_transformer(source, target, inputs, input_name=name, full_range=full_range)
+    return {key: describe_int8(artifact.folder, target, isa)}, recipe
+
+
+def describe_int8(folder: Path, path: Path, isa: Isa) -> ModelFile:
+    """The manifest entry of an INT8 file that lies in a folder inside the artifact's, weights beside OpenVINO's."""
+    place = path.relative_to(folder).as_posix()
+    openvino = path.suffix == ".xml"
+    return describe_file(
+        folder,
+        place,
+        format="openvino" if openvino else "onnx",
         precision="int8",
-        companions=[f"{trial.name}/openvino-int8.bin"],
+        companions=[place.removesuffix(".xml") + ".bin"] if openvino else [],
         isa=isa,
-        notes=notes,
+        notes="8-bit weights" if isa == "vnni" else "7-bit weights, safe on CPUs without 8-bit dot products",
     )
-    return entry, recipe
 
 
 def calibration_images(task: Task, count: int) -> tuple[np.ndarray, str]:
@@ -250,17 +272,19 @@ def _report(comparison: Comparison, speeds: Sequence[Speed], limits: Limits) -> 
     }
 
 
-def _install(artifact: Artifact, key: str, entry: ModelFile, report: dict[str, Any]) -> None:
-    """Move a judged file from its trial folder into the artifact, then name it in the manifest."""
-    moved = {name: Path(name).name for name in (entry.path, *entry.companions)}
-    for source, name in moved.items():
-        os.replace(artifact.folder / source, artifact.folder / name)
-    companions = {moved[name]: digest for name, digest in entry.companions.items()}
-    installed = entry.model_copy(update={"path": moved[entry.path], "companions": companions})
+def _install(artifact: Artifact, key: str, entries: dict[str, ModelFile], report: dict[str, Any]) -> None:
+    """Move judged files from their trial folder into the artifact, then name them in the manifest."""
+    installed = {}
+    for name, entry in entries.items():
+        moved = {path: Path(path).name for path in (entry.path, *entry.companions)}
+        for source, target in moved.items():
+            os.replace(artifact.folder / source, artifact.folder / target)
+        companions = {moved[path]: digest for path, digest in entry.companions.items()}
+        installed[name] = entry.model_copy(update={"path": moved[entry.path], "companions": companions})
     manifest = artifact.manifest
     artifact.manifest = manifest.model_copy(
         update={
-            "files": {**manifest.files, key: installed},
+            "files": {**manifest.files, **installed},
             "quantization": {**manifest.quantization, key: report},
         }
     )

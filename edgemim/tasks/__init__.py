@@ -18,6 +18,7 @@ from edgemim.tasks.classification import ClassificationConfig, ClassificationTas
 from edgemim.tasks.segmentation import SegmentationConfig, SegmentationTask, build_segmenter, open_pairs
 from edgemim.tasks.task import Task
 from edgemim.tasks.tracking import TrackingConfig, TrackingTask, build_tracking_task
+from edgemim.tasks.tracking_pairs import open_run_pairs
 
 __all__ = ["ClassificationTask", "LabelledData", "SegmentationTask", "Task", "TaskConfig", "TrackingTask", "load_task"]
 
@@ -60,7 +61,9 @@ def load_task(run: Path, *, data: Path | None = None, val: Path | None = None) -
     load_weights(task.model, read_tensors(run / "model" / MODEL_FILE))
     if isinstance(task, SegmentationTask):
         task.pairs = open_pairs(read_record(run).get("config", {}), data, val, labels)
-    elif not isinstance(task, TrackingTask):
+    elif isinstance(task, TrackingTask):
+        task.pairs = open_run_pairs(read_record(run).get("config", {}), data)
+    else:
         task.data = _open_data(run, data, val, labels)
     return task.eval()
 

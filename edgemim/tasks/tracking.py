@@ -5,8 +5,10 @@ OSTrack, arXiv 2203.11991, with the lightweight study's encoders (arXiv 2404.122
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pydantic
 import torch
 from jaxtyping import Float
@@ -15,13 +17,18 @@ from torch import Tensor
 from edgemim.config import Config
 from edgemim.data.tracking.config import PairsConfig
 from edgemim.edge.images import Preprocessing
+from edgemim.edge.runtime import Session
 from edgemim.edge.tracking.inference import TrackingInference
+from edgemim.errors import UserError
 from edgemim.models.center_head import TrackMaps, decode_boxes
 from edgemim.models.elimination import keep_rate
 from edgemim.models.one_stream import OneStreamTracker
 from edgemim.models.tracker_sizes import TrackerForm, TrackerFormConfig, TrackerSize
+from edgemim.tasks.comparison import Comparison, Limits
 from edgemim.tasks.task import Task
+from edgemim.tasks.tracking_comparison import compare_boxes
 from edgemim.tasks.tracking_losses import tracking_losses
+from edgemim.tasks.tracking_pairs import Pair, RunPairs
 from edgemim.training.objective import StepOutput
 from edgemim.training.recipe import Plan
 from edgemim.training.schedule import warmup_cosine
@@ -69,6 +76,9 @@ class TrackingConfig(TrackingTraining):
     score_bias: float | None = None
     """Where a new head's score map begins, before the sigmoid; default near 0, one half everywhere, as published.
     CenterNet's -2.19 (arXiv 1904.07850) is one in ten, which saves a short run some hundred steps."""
+    template_mark: float = pydantic.Field(default=0.0, ge=0)
+    """Length of two random vectors that are added to the template's initial positions, one to those on the target and one
+    to those around it, so that search tokens can tell what they match; 0 as published."""
     backbone_rate: float = pydantic.Field(default=0.1, gt=0)
     """Learning rate of the encoder and its positions over that of the head."""
 
@@ -86,6 +96,7 @@ class TrackingTask(Task):
     """A tracker that finds the target of a template in a search region."""
 
     task_name = "tracking"
+    limits = Limits(max_drop=1.0, min_agreement=90.0, min_cosine=0.99)
     input_name = "search"
     output_names = ("score", "size", "offset")
     model: OneStreamTracker  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -97,8 +108,10 @@ class TrackingTask(Task):
         *,
         inference: TrackingInference | None = None,
         settings: TrackingTraining | None = None,
+        pairs: RunPairs | None = None,
     ) -> None:
         super().__init__(model, (), preprocessing, None)
+        self.pairs = pairs
         self.inference = inference or inference_of(model.size)
         self.settings = settings or TrackingTraining()
         self._keep_rate: float | None = None
@@ -157,6 +170,33 @@ class TrackingTask(Task):
         maps = self.model(self._normalised(template), self._normalised(search), template_box=template_box)
         boxes = decode_boxes(TrackMaps(*(part.float() for part in maps)))
         return torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
+
+    def example_input(self, batch: int = 1) -> Float[Tensor, "b 3 s s"]:
+        """Normalised search regions of the right shape."""
+        return super().example_input(batch)
+
+    def evaluation_pairs(self, limit: int) -> Iterator[tuple[dict[str, np.ndarray], Pair]]:
+        """What a session takes of `limit` held-out pairs, and the pairs. Raises UserError if they are gone."""
+        for pair in self._own_pairs().held_out(self.model.size, limit):
+            yield self._fed(pair), pair
+
+    def calibration_pairs(self, count: int) -> Iterator[dict[str, np.ndarray]]:
+        """What a session takes of `count` training pairs. Raises UserError if they are gone."""
+        for pair in self._own_pairs().training(self.model.size, count):
+            yield self._fed(pair)
+
+    def compare(self, fp32: Session, int8: Session, limit: int) -> Comparison:
+        """Mean overlap with the target of the boxes at the largest score. Raises UserError without pairs."""
+        return compare_boxes(fp32, int8, self.evaluation_pairs(limit))
+
+    def _fed(self, pair: Pair) -> dict[str, np.ndarray]:
+        crops = {"template": pair.template, "search": pair.search}
+        return {name: self.preprocessing.normalise(crop.transpose(1, 2, 0)[None]) for name, crop in crops.items()}
+
+    def _own_pairs(self) -> RunPairs:
+        if self.pairs is None:
+            raise UserError("the run's pictures are no longer as they were; give --data DIR")
+        return self.pairs
 
     def _normalised(self, crop: Tensor) -> Tensor:
         return self.normalization.normalize(crop) if crop.is_floating_point() else self.normalization.apply(crop)
