@@ -154,7 +154,9 @@ def _finish(plan: _Plan, config: TrackConfig, out: Path, faults: dict[str, str],
         named = ", ".join(list(faults)[:_NAMED]) + (", ..." if len(faults) > _NAMED else "")
         sentence = f"{len(faults)} sequences could not be tracked ({named}); the first: {next(iter(faults.values()))}"
         if not config.skip_missing:
-            raise UserError(f"{sentence}; the others ({len(done)}) are done: mend it and go on with --resume --out {out}")
+            raise UserError(
+                f"{sentence}; the others ({len(done)}) are done: mend it and go on with --resume --out {out}"
+            )
         record.warn(sentence)
     print(f"next: edgemim track --score {out / 'pytracking' / plan.name} OTHER ... compares it with other trackers")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from edgemim.edge.report import Report, plot_curves, save_figure
 from edgemim.edge.tracking.metrics import NORM_THRESHOLDS, PRECISION_THRESHOLDS_PX
@@ -105,7 +105,7 @@ def print_table(result: Mapping[str, Any]) -> None:
     """The overall figures, one line a tracker."""
     chosen = _figures(result)
     title = f"{result['dataset']}, {result['sequences']} sequences, protocol {result['protocol']}, percent"
-    table = Table("tracker", *(TITLES[name] for name in chosen), title=title)
+    table = Table(Column("tracker", overflow="fold"), *(TITLES[name] for name in chosen), title=title)
     for tracker, values in result["overall"].items():
         table.add_row(tracker, *(f"{values[name]:.2f}" for name in chosen))
     Console().print(table)
