@@ -35,6 +35,7 @@ def fit(
     batches: Callable[[int], Iterable[BatchLike]],
     data_fingerprint: str,
     evaluate: Callable[[], dict[str, float]],
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Train a task; afterwards its model holds, on the main process, the weights that the run hands on.
 
@@ -46,6 +47,7 @@ def fit(
         data_fingerprint: names the list of images; a resumed run must see the same.
         evaluate: figures on the held-out images, called on the main process when due; after the last step only to choose the
             best weights, since what the run hands on is measured by its verb.
+        optimizer: over the model's parameters, where it is not that of the configuration.
     """
     best = BestWeights(config.patience) if config.keep_best or config.patience is not None else None
     _warn_of_a_slow_average(config, plan, record)
@@ -60,7 +62,7 @@ def fit(
 
     trainer, outcome = run_training(
         task,
-        build_optimizer(config, task.model),
+        optimizer or build_optimizer(config, task.model),
         config,
         plan,
         world,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from edgemim.commands.fit import refuse_idle
+from edgemim.commands.fit import fit, refuse_idle
 from edgemim.commands.tracking.pictures import paint_pairs
-from edgemim.commands.tracking.start import build_tracker, find_tracker_start
+from edgemim.commands.tracking.start import build_tracker, find_tracker_start, mark_template
 from edgemim.data.order import steps_per_epoch
 from edgemim.data.stream import BatchStream
 from edgemim.data.tracking.loader import build_tracking_loader, held_out_batches
@@ -24,8 +24,8 @@ from edgemim.run import RunRecord
 from edgemim.tasks.tracking import TrackingConfig, TrackingTask, tracker_preprocessing
 from edgemim.tasks.tracking_losses import corners_of_boxes, iou_and_giou
 from edgemim.training.distributed import World, open_world
-from edgemim.training.recipe import Plan, due
-from edgemim.training.session import loader_arguments, open_run, run_training
+from edgemim.training.recipe import Plan
+from edgemim.training.session import loader_arguments, open_run
 
 if TYPE_CHECKING:
     from edgemim.commands.finetune import FinetuneConfig
@@ -45,7 +45,7 @@ TRACKING_RECIPE: dict[str, Any] = {
 
 _OF_OTHERS = (
     *("transform", "mixing", "crop_pct", "weights", "val", "relative_positions", "layer_decay"),
-    *("pool", "distillation", "classes", "class_balanced", "optimizer", "keep_best", "patience"),
+    *("pool", "distillation", "classes", "class_balanced", "optimizer"),
 )
 _EVALUATION_BATCH = 32
 _PAINTED = 8
@@ -67,6 +67,8 @@ def finetune_tracking(config: FinetuneConfig, task_config: TrackingConfig) -> di
         data = open_tracking_data(pairs, config.data, val_share=config.val_share, seed=config.seed)
         torch.manual_seed(config.seed)
         model, note = build_tracker(start, config.drop_path, task_config.score_bias)
+        if task_config.template_mark:
+            mark_template(model, task_config.template_mark)
         preprocessing = tracker_preprocessing(start.size, **start.statistics)
         task = TrackingTask(model, preprocessing, settings=task_config)
         with open_run("finetune", config, world) as record:
@@ -100,7 +102,7 @@ def _counted(model: OneStreamTracker) -> str:
     )
 
 
-def build_optimizer(model: OneStreamTracker, config: FinetuneConfig, backbone_rate: float) -> torch.optim.AdamW:
+def build_tracker_optimizer(model: OneStreamTracker, config: FinetuneConfig, backbone_rate: float) -> torch.optim.AdamW:
     """AdamW as published: the backbone at a share of the head's rate, every parameter decayed."""
     head = {id(parameter) for parameter in model.head.parameters()}
     groups = [
@@ -140,26 +142,23 @@ def _train(
         with closing(shown):
             save_picture(paint_pairs(task, next(shown).part(_PAINTED)), record.folder / "pictures" / f"{name}.png")
 
-    def after_epoch(epoch: int, step: int) -> dict[str, float]:
-        if step == plan.total_steps or not due(epoch, config.evaluate_every):
-            return {}
-        paint(held_out(_PAINTED), f"held-out-pairs-{step:09d}")
-        return {"val_mean_iou": measure(task, held_out())["mean_iou"]}
+    def evaluate() -> dict[str, float]:
+        paint(held_out(_PAINTED), "held-out-pairs")
+        return {"mean_iou": measure(task, held_out())["mean_iou"]}
 
-    trainer, _ = run_training(
-        task,
-        build_optimizer(task.model, config, task_config.backbone_rate),
+    fit(
         config,
+        task,
         plan,
         world,
         record,
         batches=batches,
         data_fingerprint=data.train.fingerprint,
-        evaluations=[after_epoch],
+        evaluate=evaluate,
+        optimizer=build_tracker_optimizer(task.model, config, task_config.backbone_rate),
     )
     if world.is_main:
-        task.model.load_state_dict(trainer.exported_state())
-        paint(held_out(_PAINTED), f"held-out-pairs-{plan.total_steps:09d}")
+        paint(held_out(_PAINTED), "held-out-pairs")
         paint(iter(batches(plan.total_steps - 1)), "training-pairs")
         record.results |= {**measure(task, held_out()), "evaluated_pairs": pairs.held_pairs}
         save_model(record.folder / "model", task.model.state_dict(), task.facts())
