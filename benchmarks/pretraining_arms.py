@@ -349,7 +349,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def plot(rows: dict[str, dict[str, Any]]) -> Figure:
-    """One panel a measure: a bar an arm from the worst figure's neighbourhood up, every seed as a dot."""
+    """One panel a measure: the mean as a bar an arm, every seed as a dot."""
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, len(_MEASURES), sharey=True), _MEASURES.items(), strict=True):
         for index, row in enumerate(rows.values()):
