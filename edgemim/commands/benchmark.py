@@ -58,7 +58,7 @@ class BenchmarkConfig(Config):
     """Where benchmark.json, latency.png and run.json go; default ARTIFACT/benchmark."""
     overwrite: bool = False
     """Empty the folder given by --out first."""
-    compare: tuple[Path, Path] | None = None
+    compare: tuple[Path, ...] = ()
     """Measure nothing: two benchmarks, before and after; exits with 3 if a case became slower by more than --bound."""
     bound: float = pydantic.Field(default=5.0, ge=0)
     """By so many percent a case may have become slower."""
@@ -91,9 +91,11 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
 
     Raises UserError, or with --compare GateRefused.
     """
-    if config.compare is not None:
-        if config.artifacts:
-            raise UserError("--compare measures nothing; leave the artifacts out")
+    if config.compare:
+        if config.artifacts or len(config.compare) != 2:
+            raise UserError(
+                "--compare takes two benchmarks, before and after, and measures nothing; leave the artifacts out"
+            )
         return compare_benchmarks(*config.compare, config.bound)
     folders = config.artifacts or (find_run(None, "export"),)
     artifacts = [Artifact.open(folder) for folder in folders]
