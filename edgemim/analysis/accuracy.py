@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,9 +48,11 @@ class AccuracyReport:
 def evaluate_classifier(task: ClassificationTask, batches: Iterable[Batch], device: torch.device) -> AccuracyReport:
     """Measure a task on labelled images. Raises UserError if there is none, or the logits are not finite."""
     classes = len(task.labels)
-    top1 = MulticlassAccuracy(num_classes=classes, average="micro")
-    top5 = MulticlassAccuracy(num_classes=classes, top_k=5, average="micro") if classes > 5 else None
-    confusion = MulticlassConfusionMatrix(num_classes=classes)
+    # One process measures while the others wait: metrics that would ask them for their counts would wait for ever.
+    options: dict[str, Any] = {"num_classes": classes, "sync_on_compute": False}
+    top1 = MulticlassAccuracy(average="micro", **options)
+    top5 = MulticlassAccuracy(top_k=5, average="micro", **options) if classes > 5 else None
+    confusion = MulticlassConfusionMatrix(**options)
     metrics = [top1, confusion, *([] if top5 is None else [top5])]
     images, skipped = 0, []
     task.eval()

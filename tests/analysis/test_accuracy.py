@@ -90,3 +90,19 @@ def test_no_images_and_no_numbers_are_refused() -> None:
         evaluate_classifier(task_of(torch.eye(3)), iter(()), CPU)
     with pytest.raises(UserError, match="not finite"):
         evaluate_classifier(task_of(torch.full((2, 3), torch.nan)), batches_of(torch.arange(2), 2), CPU)  # pyright: ignore
+
+
+def test_one_of_several_processes_measures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for it at the next step: asking them for their counts would never end."""
+
+    def asks(*_: object) -> None:
+        raise AssertionError("the other processes were asked")
+
+    monkeypatch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
+    monkeypatch.setattr("torchmetrics.metric.gather_all_tensors", asks)
+    logits = torch.randn(12, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(12) % 7
+    report = evaluate_classifier(task_of(logits), batches_of(labels, 4), CPU)
+    assert report.top1 == pytest.approx(100 * float((logits.argmax(1) == labels).float().mean()))
+    assert report.confusion.sum() == 12
+    assert report.top5 is not None
