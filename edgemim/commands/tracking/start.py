@@ -142,4 +142,4 @@ def mark_template(model: OneStreamTracker, length: float) -> None:
     vectors = length * F.normalize(torch.randn(2, size.encoder.width, generator=generator), dim=1)
     middle = ((torch.arange(size.template_grid) + 0.5) / size.template_grid - 0.5).abs() < 0.5 / size.template_factor
     inside = (middle[:, None] & middle[None, :]).flatten()
-    model.template_positions += torch.where(inside[:, None], vectors[0], vectors[1])
+    model.template_positions.add_(torch.where(inside[:, None], vectors[0], vectors[1]))
