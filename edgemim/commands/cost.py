@@ -23,6 +23,7 @@ from edgemim.commands.finetune import FinetuneConfig
 from edgemim.commands.initial import architecture_of
 from edgemim.commands.pretrain import PretrainConfig, build
 from edgemim.commands.segmentation.cost import random_segmenter
+from edgemim.commands.tracking.cost import random_tracker
 from edgemim.config import Config, from_mapping, read_mapping
 from edgemim.edge.images import Preprocessing
 from edgemim.edge.machine import cpu_model
@@ -38,6 +39,7 @@ from edgemim.tasks.classification import ClassificationTask, build_model
 from edgemim.tasks.distillation import Distillation
 from edgemim.tasks.segmentation import SegmentationConfig
 from edgemim.tasks.task import Task
+from edgemim.tasks.tracking import TrackingConfig
 from edgemim.teachers import TeacherConfig
 from edgemim.training.distributed import pick_device
 from edgemim.training.objective import Objective
@@ -110,10 +112,8 @@ def open_recipe(config: CostConfig) -> Recipe:
         if key not in type(recipe).model_fields:
             raise UserError(f"{config.recipe} is a recipe of {_verb(recipe)}, which has no {key}; leave --{key} out")
     task = getattr(recipe, "task", "classification")
-    if (task := getattr(task, "name", task)) not in ("classification", "segmentation"):
-        raise UserError(
-            f"{config.recipe} is a recipe of {task}; cost counts pre-training, classification and segmentation"
-        )
+    if config.measure and getattr(task, "name", task) == "tracking":
+        raise UserError("--measure trains on random images, and a tracker needs pairs; leave it out")
     return recipe.model_copy(update=chosen)
 
 
@@ -150,6 +150,8 @@ def compose(recipe: Recipe, classes: int, *, runs: bool = False) -> tuple[Object
 def input_shape(recipe: Recipe) -> tuple[int, ...]:
     """What the objective takes of one image; a method may make several views of it."""
     if isinstance(recipe, FinetuneConfig):
+        if isinstance(recipe.task, TrackingConfig):
+            return (3, *[recipe.task.tracker.search_size] * 2)
         if isinstance(recipe.task, SegmentationConfig):
             return (3, recipe.task.crop_size, recipe.task.crop_size)
         return (3, *[_classifier_facts(recipe)[1]] * 2)
@@ -177,6 +179,8 @@ def _classifier_facts(recipe: FinetuneConfig) -> tuple[dict[str, Any], int]:
 def _fine_tuned(recipe: FinetuneConfig, classes: int) -> tuple[Task, nn.Module | None]:
     if isinstance(recipe.task, SegmentationConfig):
         return random_segmenter(recipe, recipe.task, classes), None
+    if isinstance(recipe.task, TrackingConfig):
+        return random_tracker(recipe, recipe.task), None
     architecture, size = _classifier_facts(recipe)
     listened = recipe.distillation
     told = None if listened.teacher is None else Distillation(listened, random_class_teacher(listened.teacher, classes))
@@ -238,8 +242,8 @@ def _verb(recipe: Recipe) -> str:
 
 def _title(recipe: Recipe) -> str:
     if isinstance(recipe, FinetuneConfig):
-        pixels = ", segmentation" if isinstance(recipe.task, SegmentationConfig) else ""
-        return f"finetune{pixels}, {recipe.init if recipe.init.startswith('timm:') else recipe.encoder.name}"
+        task = "" if recipe.task.name == "classification" else f", {recipe.task.name}"
+        return f"finetune{task}, {recipe.init if recipe.init.startswith('timm:') else recipe.encoder.name}"
     size = recipe.encoder
     return f"{recipe.method.name}, {size.name} {size.width} x {size.depth}, {size.heads} heads, {size.image_size} px"
 

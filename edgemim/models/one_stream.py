@@ -150,6 +150,10 @@ class OneStreamTracker(nn.Module):
         everything = sum(parameter.numel() for parameter in self.parameters())
         return {"tracker": everything, "backbone": everything - head, "head": head}
 
+    def get_classifier(self) -> CenterHead:
+        """The head, by timm's name for what stands on an encoder."""
+        return self.head
+
     def no_weight_decay(self) -> set[str]:
         """The tables of positions."""
         return set(_POSITIONS)

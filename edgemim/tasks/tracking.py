@@ -175,6 +175,12 @@ class TrackingTask(Task):
         """Normalised search regions of the right shape."""
         return super().example_input(batch)
 
+    def example_labels(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Templates, and boxes in the middle of both crops."""
+        template = torch.zeros(batch, 3, *[self.model.size.template_size] * 2, dtype=torch.uint8)
+        box = torch.full((batch, 4), 0.25)
+        return template, box, box
+
     def evaluation_pairs(self, limit: int) -> Iterator[tuple[dict[str, np.ndarray], Pair]]:
         """What a session takes of `limit` held-out pairs, and the pairs. Raises UserError if they are gone."""
         for pair in self._own_pairs().held_out(self.model.size, limit):
