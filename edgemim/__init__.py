@@ -38,6 +38,8 @@ _PUBLIC = {
     "BenchmarkConfig": "edgemim.commands.benchmark",
     "predict": "edgemim.commands.predict",
     "PredictConfig": "edgemim.commands.predict",
+    "track": "edgemim.commands.track",
+    "TrackConfig": "edgemim.commands.track",
     "data_check": "edgemim.commands.data",
     "DataCheckConfig": "edgemim.commands.data",
     "data_shard": "edgemim.commands.data_shard",
@@ -50,6 +52,7 @@ _PUBLIC = {
     "to_timm": "edgemim.models.weights",
     "from_timm": "edgemim.models.weights",
     "Artifact": "edgemim.edge.artifact",
+    "Tracker": "edgemim.edge.tracking.tracker",
     "open_session": "edgemim.edge.runtime",
 }
 __all__ = sorted(_PUBLIC)

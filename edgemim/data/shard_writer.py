@@ -103,7 +103,7 @@ def sets_to_write(sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
     A single split is no split. Raises UserError if there is no training part among several, or a class that it lacks.
     """
     if len(sets) == 1:
-        return {"": images for images in sets.values()}
+        return {"": next(iter(sets.values()))}
     if "train" not in sets:
         raise UserError(f"there is no split 'train' among {', '.join(sets)}; give the set of one split")
     train, found = sets["train"], dict(sets)
