@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from edgemim.commands.export_tensorrt import show_plan, write_tensorrt
 from edgemim.commands.quantize import QuantizeConfig, quantize
 from edgemim.edge.artifact import (
     METADATA_PREFIX,
@@ -26,7 +27,7 @@ from edgemim.edge.artifact import (
     sha256_of,
 )
 from edgemim.edge.runtime import Session, open_session
-from edgemim.errors import ModelRefused, UserError
+from edgemim.errors import EdgemimError, ModelRefused, UserError
 from edgemim.export.onnx import DEFAULT_OPSET, export_onnx
 from edgemim.export.openvino import convert, missing_packages, require_packages
 from edgemim.export.parity import DEFAULT_TOLERANCE, Parity, check_weights, measure_parity, refuse_if_apart
@@ -50,6 +51,9 @@ class ExportConfig(Int8Config):
     """Write ONNX; every other format is made from it, so it cannot be left out."""
     openvino: bool = False
     """Write OpenVINO's own format too (and with --int8, its INT8 too, or fail where it is not installed)."""
+    tensorrt: bool = False
+    """Write files for TensorRT too (float16, INT8 as its parser wants it) with the lines that build them; checked by
+    tensorrt-rtx, which needs no GPU. They lie in ARTIFACT/tensorrt, with trt_plan.json."""
     int8: bool = False
     """Then quantise, as `edgemim quantize` does; the options from --targets to --force belong to it."""
     out: Path | None = None
@@ -76,7 +80,7 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
     Raises:
         UserError: bad input, nothing to export, no images to compare on.
         GateRefused: parity out of tolerance (no artifact is left, an older one stays), or INT8 refused (FP32 stays).
-        ModelRefused, MissingLibrary: a model or library that does not do.
+        ModelRefused, MissingLibrary: a model or library that does not do. Of --tensorrt they come last: the artifact stays.
     """
     if not config.onnx:
         raise UserError("--no-onnx leaves nothing to export: every other format is made from ONNX; leave the flag out")
@@ -91,17 +95,25 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
     trained_size = task.preprocessing.image_size
     if config.image_size is not None:
         task = task.at_size(config.image_size)
+    fault: EdgemimError | None = None
     with staged(out) as folder, RunRecord("export", folder, config) as record:
         artifact = _build(folder, run, task, config, trained_size)
         parities = _compare(artifact, _sessions(artifact, task, record), task, config)
         record.results.update(run=str(run.resolve()), parity=dict(artifact.manifest.parity))
         record.results["files"] = {key: entry.bytes for key, entry in artifact.manifest.files.items()}
+        if config.tensorrt:
+            record.results["tensorrt"], fault = write_tensorrt(artifact, task, config.calibration, config.parity_images)
     _show(Artifact(out, artifact.manifest), parities)
+    if config.tensorrt:
+        show_plan(record.results["tensorrt"], out)
     if config.int8:
         quantized = quantize(_quantize_config(config, out, run))
-        return {**record.results, "quantization": quantized["quantization"]}
-    following = "track VIDEO --artifact" if isinstance(task, TrackingTask) else "benchmark"
-    print(f"artifact in {out}; next: edgemim {following} {out}")
+        record.results["quantization"] = quantized["quantization"]
+    else:
+        following = "track VIDEO --artifact" if isinstance(task, TrackingTask) else "benchmark"
+        print(f"artifact in {out}; next: edgemim {following} {out}")
+    if fault is not None:
+        raise fault  # the artifact is complete; what TensorRT lacks is said last, with its exit code
     return record.results
 
 
@@ -109,6 +121,7 @@ def _refuse_idle_options(config: ExportConfig) -> None:
     """An option that would be ignored in silence is a mistake. Raises UserError."""
     fields = {name: field.default for name, field in Int8Config.model_fields.items() if name not in ("data", "val")}
     idle = [name for name, default in fields.items() if getattr(config, name) != default]
+    idle = [name for name in idle if not (config.tensorrt and name == "calibration")]
     if idle and not config.int8:
         flags = ", ".join("--" + name.replace("_", "-") for name in idle)
         raise UserError(f"{flags} would have no effect without --int8; add --int8 or leave it out")
@@ -126,6 +139,10 @@ def _refuse_unfit(config: ExportConfig, task: Task) -> None:
     if isinstance(task, TrackingTask):
         if config.fixed_batch not in (None, 1):
             raise UserError("a tracker takes one pair at a time; leave --fixed-batch out")
+        if config.tensorrt:
+            raise UserError(
+                "files for TensorRT are made of classification and segmentation, not yet of trackers; leave --tensorrt out"
+            )
     elif not config.elimination:
         raise UserError(f"a model for {task.task_name} eliminates nothing; leave --no-elimination out")
 

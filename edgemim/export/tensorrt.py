@@ -180,6 +180,7 @@ def write_plan(
     *,
     checked: Mapping[str, Mapping[str, Any]],
     versions: Mapping[str, str],
+    fidelity: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write trt_plan.json: files with hashes, shapes, and the `trtexec` lines that build each on TensorRT 11 and 10.x.
 
@@ -189,6 +190,7 @@ def write_plan(
         shapes: of each input by name.
         checked: by precision, what tensorrt-rtx made of it, or why it was not asked.
         versions: of the packages that wrote the files.
+        fidelity: by precision, how its answers compare with FP32's.
     """
     lines = {precision: _lines(precision, path.name, shapes) for precision, path in files.items()}
     plan = {
@@ -204,6 +206,7 @@ def write_plan(
         "tensorrt_11": {precision: found["tensorrt_11"] for precision, found in lines.items()},
         "tensorrt_10": {precision: found["tensorrt_10"] for precision, found in lines.items()},
         "checked_by_tensorrt_rtx": {name: dict(value) for name, value in checked.items()},
+        "fidelity": {name: dict(value) for name, value in (fidelity or {}).items()},
         "versions": dict(versions),
     }
     write_text(folder / PLAN_NAME, json.dumps(plan, indent=2) + "\n")
