@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_artifact import tiny_artifact
+from tiny_tracker import tiny_tracker
 
 from edgemim.cli import main
 from edgemim.commands.predict import PredictConfig, find_images, predict
@@ -123,11 +124,10 @@ def test_labels_that_do_not_fit_the_model(tmp_path: Path, folder: Path) -> None:
         predict(PredictConfig(artifact=artifact.folder, images=(folder,)))
 
 
-def test_another_task_is_refused(artifact: Artifact, folder: Path) -> None:
-    artifact.manifest = artifact.manifest.model_copy(update={"task": "tracking"})
-    artifact.save_manifest()
-    with pytest.raises(UserError, match="is for tracking"):
-        predict(PredictConfig(artifact=artifact.folder, images=(folder,)))
+def test_another_task_is_refused(folder: Path, tmp_path: Path) -> None:
+    tracker = tiny_tracker(tmp_path / "tracker").folder
+    with pytest.raises(UserError, match=r"is for tracking.*edgemim track"):
+        predict(PredictConfig(artifact=tracker, images=(folder,)))
 
 
 def test_the_mode_of_segmentation_is_refused(artifact: Artifact, folder: Path) -> None:

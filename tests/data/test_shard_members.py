@@ -113,7 +113,11 @@ def test_every_flipped_bit_of_a_header_ends_in_a_sentence_or_a_list(tmp_path: Pa
         (b"\x89PNG" + bytes(range(256)) * 4, r"s\.tar is no tar file"),
         (gzip.compress(b"x" * 3000), r"s\.tar is compressed \(gzip\).*decompress it first"),
     ],
-    ids=["empty", "a picture", "compressed"],  # compressed bytes hold the time: two processes would disagree on the name
+    ids=[
+        "empty",
+        "a picture",
+        "compressed",
+    ],  # compressed bytes hold the time: two processes would disagree on the name
 )
 def test_what_is_no_tar_file(tmp_path: Path, content: bytes, sentence: str) -> None:
     (tmp_path / "s.tar").write_bytes(content)

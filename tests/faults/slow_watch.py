@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from edgemim.cli import main
-from edgemim.commands import pretrain
+from edgemim.commands import pretrain_watch
 
 
 def slow_knn(*_: object) -> float:
@@ -17,5 +17,5 @@ def slow_knn(*_: object) -> float:
 
 
 if __name__ == "__main__":
-    pretrain.knn_accuracy = slow_knn
+    pretrain_watch.knn_accuracy = slow_knn
     sys.exit(main())
