@@ -76,9 +76,6 @@ class TrackingConfig(TrackingTraining):
     score_bias: float | None = None
     """Where a new head's score map begins, before the sigmoid; default near 0, one half everywhere, as published.
     CenterNet's -2.19 (arXiv 1904.07850) is one in ten, which saves a short run some hundred steps."""
-    template_mark: float = pydantic.Field(default=0.0, ge=0)
-    """Length of two random vectors that are added to the template's initial positions, one to those on the target and one
-    to those around it, so that search tokens can tell what they match; 0 as published."""
     backbone_rate: float = pydantic.Field(default=0.1, gt=0)
     """Learning rate of the encoder and its positions over that of the head."""
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgemim.errors import UserError
@@ -133,13 +131,3 @@ def widen_head(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> di
             value[: len(old)] = old
         widened[key] = value
     return widened
-
-
-@torch.no_grad()
-def mark_template(model: OneStreamTracker, length: float) -> None:
-    """Add one vector of this length to the positions on the target (the template's middle), another to those around it."""
-    size, generator = model.size, torch.Generator().manual_seed(0)
-    vectors = length * F.normalize(torch.randn(2, size.encoder.width, generator=generator), dim=1)
-    middle = ((torch.arange(size.template_grid) + 0.5) / size.template_grid - 0.5).abs() < 0.5 / size.template_factor
-    inside = (middle[:, None] & middle[None, :]).flatten()
-    model.template_positions.add_(torch.where(inside[:, None], vectors[0], vectors[1]))

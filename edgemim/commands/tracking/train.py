@@ -11,7 +11,7 @@ from torch import nn
 
 from edgemim.commands.fit import fit, refuse_idle
 from edgemim.commands.tracking.pictures import paint_pairs
-from edgemim.commands.tracking.start import build_tracker, find_tracker_start, mark_template
+from edgemim.commands.tracking.start import build_tracker, find_tracker_start
 from edgemim.data.order import steps_per_epoch
 from edgemim.data.stream import BatchStream
 from edgemim.data.tracking.loader import build_tracking_loader, held_out_batches
@@ -67,8 +67,6 @@ def finetune_tracking(config: FinetuneConfig, task_config: TrackingConfig) -> di
         data = open_tracking_data(pairs, config.data, val_share=config.val_share, seed=config.seed)
         torch.manual_seed(config.seed)
         model, note = build_tracker(start, config.drop_path, task_config.score_bias)
-        if task_config.template_mark:
-            mark_template(model, task_config.template_mark)
         preprocessing = tracker_preprocessing(start.size, **start.statistics)
         task = TrackingTask(model, preprocessing, settings=task_config)
         with open_run("finetune", config, world) as record:

@@ -13,7 +13,6 @@ from torch import Tensor, nn  # noqa: E402
 from edgemim.commands.tracking.start import (  # noqa: E402
     build_tracker,
     find_tracker_start,
-    mark_template,
     resize_tracker,
     widen_head,
 )
@@ -135,18 +134,3 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=sentence):
             find_tracker_start(init, encoder, form)
-
-
-def test_a_mark_tells_the_target_from_what_is_around_it() -> None:
-    model, _ = build_tracker(find_tracker_start("scratch", NANO, FORM.model_copy(update={"template_size": 32})), 0.0)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    mark_template(model, 5.0)
-    after = model.state_dict()
-    assert {key for key, value in before.items() if not torch.equal(value, after[key])} == {"template_positions"}
-    added = (after["template_positions"] - before["template_positions"])[0].unflatten(0, (4, 4))
-    # The template's crop is twice as wide as the target: the middle two of four rows and columns show it.
-    inside, outside = added[1:3, 1:3].flatten(0, 1), added[0]
-    assert torch.allclose(inside, inside[:1].expand_as(inside), atol=1e-5)
-    assert torch.allclose(outside, outside[:1].expand_as(outside), atol=1e-5)
-    assert inside[0].norm().item() == pytest.approx(5, abs=1e-3)
-    assert (inside[0] - outside[0]).norm().item() > 4
