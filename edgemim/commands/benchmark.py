@@ -97,6 +97,8 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
                 "--compare takes two benchmarks, before and after, and measures nothing; leave the artifacts out"
             )
         return compare_benchmarks(*config.compare, config.bound)
+    if config.bound != BenchmarkConfig.model_fields["bound"].default:
+        raise UserError("--bound would have no effect without --compare; add --compare BEFORE AFTER or leave it out")
     folders = config.artifacts or (find_run(None, "export"),)
     artifacts = [Artifact.open(folder) for folder in folders]
     out = config.out or folders[0] / "benchmark"

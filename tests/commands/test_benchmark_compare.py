@@ -28,6 +28,8 @@ def test_exit_codes_of_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "share no case" in capsys.readouterr().err
     assert main(["benchmark", str(before), "--compare", str(before), str(slow)]) == 2
     assert "leave the artifacts out" in capsys.readouterr().err
+    assert main(["benchmark", str(before), "--bound", "30"]) == 2
+    assert "--bound would have no effect" in capsys.readouterr().err
 
 
 def test_a_disturbed_run_proves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
