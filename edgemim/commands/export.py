@@ -28,6 +28,7 @@ from edgemim.edge.artifact import (
 )
 from edgemim.edge.runtime import Session, open_session
 from edgemim.errors import EdgemimError, ModelRefused, UserError
+from edgemim.export.arithmetic import gflop_of
 from edgemim.export.onnx import DEFAULT_OPSET, export_onnx
 from edgemim.export.openvino import convert, missing_packages, require_packages
 from edgemim.export.parity import DEFAULT_TOLERANCE, Parity, check_weights, measure_parity, refuse_if_apart
@@ -171,7 +172,8 @@ def _build(folder: Path, run: Path, task: Task, config: ExportConfig, trained_si
             files, weights = write_tracker(folder, task, **options, metadata=_metadata(manifest))
         else:
             files, weights = _write(folder, task, manifest, config)
-    return create(folder, manifest.model_copy(update={"files": files, "parity": weights}))
+    gflop = gflop_of(folder, files)
+    return create(folder, manifest.model_copy(update={"files": files, "parity": weights, "gflop": gflop}))
 
 
 def _write(

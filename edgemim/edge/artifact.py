@@ -105,6 +105,9 @@ class Manifest(Config):
     parameters: Annotated[int, Field(ge=0)] = 0
     """Number of parameters of the source model."""
 
+    gflop: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """10⁹ operations of one run at batch 1 of each FP32 ONNX file: matrix products and convolutions, two a multiply-add."""
+
     @model_validator(mode="after")
     def _sizes_agree(self) -> Manifest:
         size = self.preprocessing.image_size
