@@ -1,7 +1,7 @@
 // The page: opens the artifact, then classifies the images or follows the object that the user gives it.
 //
 // Query: ?artifact=FOLDER (default artifact/) &key=onnx-fp32. A test adds images=A,B or video=FILE&box=x,y,w,h&fps=25, and
-// report=URL, where the results are posted as JSON.
+// report=URL, where the results are posted as JSON, and before them each frame that was seen (URL?frame=N, RGBA bytes).
 import { openArtifact } from "./artifact.js";
 import { classify } from "./classify.js";
 import { pixelsOf } from "./images.js";
@@ -9,6 +9,7 @@ import { Tracker } from "./tracker.js";
 
 const query = new URLSearchParams(location.search);
 const key = query.get("key") ?? "onnx-fp32";
+const SAME_FRAME_MS = 2000;
 const $ = (id) => document.getElementById(id);
 
 function say(text, wrong = false) {
@@ -50,11 +51,19 @@ async function openVideo(url) {
   return video;
 }
 
-function seek(video, seconds) {
-  return new Promise((done) => {
+/**
+ * Wind the video, and wait until that frame can be drawn. `seeked` alone comes too early: on a busy machine a canvas then
+ * still gets the frame before, or none; the frame's own callback comes when it is shown. A browser that does not show the
+ * same frame again gives no callback, so that the wait after `seeked` ends.
+ */
+async function seek(video, seconds) {
+  const shown = new Promise((done) => video.requestVideoFrameCallback(done));
+  await new Promise((done, failed) => {
     video.onseeked = done;
+    video.onerror = () => failed(new Error(`the browser cannot decode this video at ${seconds.toFixed(2)} s`));
     video.currentTime = seconds;
   });
+  await Promise.race([shown, new Promise((done) => setTimeout(done, SAME_FRAME_MS))]);
 }
 
 function show(video, box, text, lost = false) {
@@ -78,6 +87,7 @@ async function follow(tracker, video, box, fps) {
   for (let frame = 0; frame < frames; frame++) {
     await seek(video, (frame + 0.5) / fps);
     const image = pixelsOf(video, video.videoWidth, video.videoHeight);
+    if (query.has("report")) await post(image.data, `?frame=${frame}`);
     if (frame === 0) {
       await tracker.init(image, box);
       results.push({ box, score: 1 });
@@ -121,6 +131,10 @@ async function trackFile(tracker, file) {
   return follow(tracker, video, box, Number(query.get("fps") ?? 25));
 }
 
+function post(body, more = "") {
+  return fetch(query.get("report") + more, { method: "POST", body });
+}
+
 async function fetched(names) {
   return Promise.all(names.map(async (name) => [name, await (await fetch(name)).blob()]));
 }
@@ -158,6 +172,4 @@ async function guarded(action) {
 }
 
 const results = await guarded(start);
-if (results && query.has("report")) {
-  await fetch(query.get("report"), { method: "POST", body: JSON.stringify(results) });
-}
+if (results && query.has("report")) await post(JSON.stringify(results));

@@ -41,7 +41,8 @@ export class Tracker {
     const centreY = this.box[1] + this.box[3] / 2 + ((row + offset[cells + best]) / grid - 0.5) * side;
     const [width, height] = [size[best] * side, size[cells + best] * side];
     const box = [centreX - width / 2, centreY - height / 2, width, height];
-    if (!box.every(Number.isFinite)) return { box: this.box, score: 0, lost: true };
+    // A network that overflowed: the box waits where it was.
+    if (![...score, ...box].every(Number.isFinite)) return { box: this.box, score: 0, lost: true };
     this.box = this.#clip(box, image.width, image.height);
     const sure = score.reduce((largest, value) => Math.max(largest, value), 0);
     return { box: this.box, score: sure, lost: sure < lost_below };
@@ -75,8 +76,9 @@ export class Tracker {
       const low = Math.min(Math.floor(at), side - 1);
       return { low, high: Math.min(low + 1, side - 1), share: at - low };
     });
+    const lost = this.facts.border === "whole" ? 0 : 1; // OSTrack's code takes the last row and column for outside
     const at = (x, y, c) =>
-      x < 0 || y < 0 || x >= image.width || y >= image.height ? 0 : image.data[4 * (y * image.width + x) + c];
+      x < 0 || y < 0 || x >= image.width - lost || y >= image.height - lost ? 0 : image.data[4 * (y * image.width + x) + c];
     for (let y = 0; y < size; y++) {
       const v = places[y];
       for (let x = 0; x < size; x++) {
