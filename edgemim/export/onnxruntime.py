@@ -12,7 +12,7 @@ from edgemim.errors import ModelRefused
 from edgemim.export.onnx import first_line, quietly
 
 
-def quantize_dynamic_onnx(source: Path, target: Path, *, full_range: bool) -> None:
+def quantize_dynamic_onnx(source: Path, target: Path, *, full_range: bool, floats: Sequence[str] = ()) -> None:
     """Write an ONNX model with INT8 weights whose activations are quantised as they come; no calibration.
 
     Linear layers only: attention products have no weights and stay in float. Chosen by measurement on ViT-Tiny 224 and
@@ -25,6 +25,7 @@ def quantize_dynamic_onnx(source: Path, target: Path, *, full_range: bool) -> No
         target: file to write; metadata_props come along.
         full_range: 8-bit weights, for CPUs that add products in 32 bits (VNNI and its like); else 7-bit ones, which
             cannot overflow the 16-bit sums of older CPUs and take no more time.
+        floats: names of nodes that stay in float.
 
     Raises:
         ModelRefused: if ONNX Runtime cannot handle the model.
@@ -37,6 +38,7 @@ def quantize_dynamic_onnx(source: Path, target: Path, *, full_range: bool) -> No
                 source,
                 target,
                 op_types_to_quantize=["MatMul", "Gemm"],
+                nodes_to_exclude=list(floats),
                 per_channel=True,
                 reduce_range=not full_range,
                 weight_type=QuantType.QInt8,
@@ -57,10 +59,10 @@ def inner_convolutions(source: Path) -> list[str]:
 def quantize_convolutions_onnx(
     source: Path,
     target: Path,
-    calibration: Sequence[np.ndarray | dict[str, np.ndarray]],
+    calibration: Sequence[dict[str, np.ndarray]],
     *,
-    input_name: str,
     full_range: bool,
+    floats: Sequence[str] = (),
 ) -> None:
     """Write an ONNX model whose inner convolutions take fixed 8-bit ranges and whose linear layers dynamic ones.
 
@@ -72,10 +74,9 @@ def quantize_convolutions_onnx(
     Args:
         source: the FP32 model.
         target: file to write; metadata_props come along.
-        calibration: float32 inputs, each as large as the model takes (one image, or its fixed batch); of a model with
-            several inputs, these by name.
-        input_name: name of the model's only input.
+        calibration: float32 inputs by name, each as large as the model takes (one image, or its fixed batch).
         full_range: 8-bit weights; else 7-bit ones, as in `quantize_dynamic_onnx`.
+        floats: names of nodes that stay in float.
 
     Raises:
         ModelRefused: if ONNX Runtime cannot handle the model.
@@ -87,8 +88,7 @@ def quantize_convolutions_onnx(
             self._left = iter(calibration)
 
         def get_next(self) -> dict[str, np.ndarray] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-            images = next(self._left, None)
-            return {input_name: images} if isinstance(images, np.ndarray) else images
+            return next(self._left, None)
 
     between = target.with_name("convolutions-int8.onnx")
     try:
@@ -99,13 +99,13 @@ def quantize_convolutions_onnx(
                 Reader(),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Conv"],
-                nodes_to_quantize=inner_convolutions(source),
+                nodes_to_quantize=[name for name in inner_convolutions(source) if name not in floats],
                 per_channel=True,
                 reduce_range=not full_range,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
             )
-        quantize_dynamic_onnx(between, target, full_range=full_range)
+        quantize_dynamic_onnx(between, target, full_range=full_range, floats=floats)
     except (OSError, ModelRefused):
         raise
     except Exception as error:  # its errors share no base class

@@ -45,10 +45,10 @@ def convert(onnx_path: Path, xml_path: Path) -> None:
 def quantize_transformer(
     onnx_path: Path,
     xml_path: Path,
-    calibration: Sequence[np.ndarray | dict[str, np.ndarray]],
+    calibration: Sequence[dict[str, np.ndarray]],
     *,
-    input_name: str,
     full_range: bool,
+    floats: Sequence[str] = (),
 ) -> None:
     """Write an ONNX model as INT8 OpenVINO IR.
 
@@ -60,11 +60,10 @@ def quantize_transformer(
     Args:
         onnx_path: the FP32 model.
         xml_path: file to write; the weights go into the .bin beside it.
-        calibration: float32 inputs, each as large as the model takes (one image, or its fixed batch); of a model with
-            several inputs, these by name.
-        input_name: name of the model's only input.
+        calibration: float32 inputs by name, each as large as the model takes (one image, or its fixed batch).
         full_range: 8-bit weights, for CPUs that add products in 32 bits (VNNI and its like); else 7-bit ones, which
             cannot overflow the 16-bit sums of older CPUs.
+        floats: names of the ONNX model's nodes that stay in float.
 
     Raises:
         ModelRefused: if OpenVINO or NNCF cannot handle the model.
@@ -85,10 +84,10 @@ def quantize_transformer(
             model = core().read_model(onnx_path)
             quantized = nncf.quantize(
                 model,
-                nncf.Dataset([{input_name: x} if isinstance(x, np.ndarray) else x for x in calibration]),
+                nncf.Dataset(list(calibration)),
                 subset_size=len(calibration),
                 model_type=nncf.ModelType.TRANSFORMER,
-                ignored_scope=nncf.IgnoredScope(names=input_convolutions(model)),
+                ignored_scope=nncf.IgnoredScope(names=[*input_convolutions(model), *_present(model, floats)]),
                 advanced_parameters=AdvancedQuantizationParameters(overflow_fix=overflow_fix),
             )
             openvino.save_model(quantized, xml_path, compress_to_fp16=False)
@@ -100,3 +99,9 @@ def input_convolutions(model: Any) -> list[str]:
     """Names of the convolutions of an OpenVINO model that read its input directly: a ViT's patch embedding."""
     readers = (target.get_node() for parameter in model.inputs for target in parameter.get_target_inputs())
     return [node.get_friendly_name() for node in readers if node.get_type_name() == "Convolution"]
+
+
+def _present(model: Any, nodes: Sequence[str]) -> list[str]:
+    """Those ONNX nodes that OpenVINO's model still has under their names. A name that is none makes NNCF fail."""
+    there = {node.get_friendly_name() for node in model.get_ordered_ops()}
+    return [name for name in nodes if name in there]

@@ -85,9 +85,11 @@ class Task(Objective):
         return torch.zeros(batch, dtype=torch.int64)
 
     def calibration_batches(self, count: int, batch_size: int = 16, seed: int = 0) -> Iterator[np.ndarray]:
-        """Normalised float32 [b, 3, s, s] arrays of `count` training images (all, if fewer), drawn with the seed."""
+        """Normalised float32 [b, 3, s, s] arrays of `count` training images (all, if fewer), drawn with the seed, of
+        all classes alike."""
         train = self._opened().train
-        chosen = np.random.default_rng(seed).permutation(len(train))[:count]
+        order = np.random.default_rng(seed).permutation(len(train))
+        chosen = order[spread_over_classes(train.labels[order], count)]
         for images, _ in self._batches(train.select(np.sort(chosen)), batch_size):
             yield images
 

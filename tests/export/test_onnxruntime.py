@@ -45,9 +45,9 @@ def test_convolutions_of_a_head_are_int8_and_the_patch_embedding_is_float(
     assert len(inner) == 2 + 7 + 1  # two levels of the pyramid by convolution, 1 + 1 + 2 + 3 in the head, the classes
     path, calibration = (
         tmp_path / "int8.onnx",
-        list(np.concatenate(list(segmentation_task.calibration_batches(8)))[:, None]),
+        [{"images": image[None]} for batch in segmentation_task.calibration_batches(8) for image in batch],
     )
-    quantize_convolutions_onnx(segmenter.file(), path, calibration, input_name="images", full_range=full_range)
+    quantize_convolutions_onnx(segmenter.file(), path, calibration, full_range=full_range)
     model = onnx.load(path)
     made_by = {output: node for node in model.graph.node for output in node.output}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]

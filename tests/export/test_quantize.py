@@ -9,88 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hard_to_quantise import inject_outliers, ruin_projection
 from small_run import stopwatch, timings
 
 import edgemim
-from edgemim.edge.artifact import Artifact, sha256_of
+from edgemim.edge.artifact import Artifact, describe_file, sha256_of
 from edgemim.edge.runtime import open_session
-from edgemim.errors import MissingLibrary, ModelRefused, UserError
-from edgemim.export import fidelity, quantize
-from edgemim.export.fidelity import Speed
+from edgemim.errors import ModelRefused, UserError
+from edgemim.export import fidelity, int8_files
 from edgemim.export.quantize import (
     Int8Config,
     calibration_images,
-    limits_of,
-    objections,
-    pick_isa,
-    pick_targets,
     quantize_artifact,
 )
-from edgemim.tasks.comparison import Comparison, Limits
 
 ONNX = {"targets": ("onnx-int8",), "images": 100, "seconds": 0.05}
-
-
-def good(**changes: float | None) -> Comparison:
-    values = {"metric": "top-1", "images": 500, "labelled": 500, "score_fp32": 80.0, "score_int8": 79.0}
-    more = {"answers": "images", "agreement": 99.0, "cosine": 0.999, "cosine_worst": 0.9}
-    return Comparison(**{**values, **more, **changes})  # pyright: ignore[reportArgumentType]
-
-
-def speed(ratio: float, undecided: bool = False) -> Speed:
-    return Speed(1, ratio, undecided, 2.0, 2.0 * ratio, 0.0, 1)
-
-
-@pytest.mark.parametrize(
-    ("found", "ratio", "undecided", "words"),
-    [
-        (good(), 0.99, False, []),
-        (good(score_int8=78.9), 0.5, False, ["top-1 drop of 1.10 points"]),
-        (good(score_int8=81.0), 0.5, False, []),
-        (good(score_int8=None, score_fp32=None, labelled=0), 0.5, False, []),
-        (good(agreement=98.9), 0.5, False, ["agreement of 98.90 % of the images"]),
-        (good(cosine=0.9989), 0.5, False, ["cosine of 0.99890"]),
-        (good(cosine=float("nan")), 0.5, False, ["cosine of nan"]),
-        (good(), 1.0, False, ["slower: 1.00"]),
-        (good(), 1.5, True, []),
-        (good(agreement=50, cosine=0.1, score_int8=10), 2.0, False, ["drop", "agreement", "cosine", "slower"]),
-    ],
-)
-def test_objections(found: Comparison, ratio: float, undecided: bool, words: list[str]) -> None:
-    reasons = list(objections(found, [speed(0.5), speed(ratio, undecided)], Limits(max_drop=1.0)))
-    assert len(reasons) == len(words)
-    for word, reason in zip(words, reasons, strict=True):
-        assert word in reason
-
-
-def test_limits_are_the_tasks_unless_asked(task) -> None:
-    assert limits_of(task, Int8Config()) == Limits(max_drop=1.0, min_agreement=99.0, min_cosine=0.999)
-    asked = Int8Config(max_drop=0.0, min_cosine=0.99)
-    assert limits_of(task, asked) == Limits(max_drop=0.0, min_agreement=99.0, min_cosine=0.99)
-
-
-def test_isa_follows_the_cpu_unless_asked() -> None:
-    assert pick_isa("auto", ["avx2", "avx512_vnni"]) == "vnni"
-    assert pick_isa("auto", ["avx2", "avx512f"]) == "portable"
-    assert pick_isa("auto", ["asimddp"]) == "vnni"  # ARM's dot product sums in 32 bits too
-    assert pick_isa("auto", []) == "portable"
-    assert pick_isa("portable", ["avx512_vnni"]) == "portable"
-    assert pick_isa("vnni", []) == "vnni"
-
-
-def test_targets_follow_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize, "missing_packages", lambda quantize: [])
-    assert pick_targets(()) == ("onnx-int8", "openvino-int8")
-    monkeypatch.setattr(quantize, "missing_packages", lambda quantize: ["nncf"])
-    assert pick_targets(()) == ("onnx-int8",)
-    assert pick_targets(("onnx-int8", "onnx-int8")) == ("onnx-int8",)
-
-    def absent(quantize: bool) -> None:
-        raise MissingLibrary("pip install 'edgemim[openvino]'")
-
-    monkeypatch.setattr(quantize, "require_packages", absent)
-    with pytest.raises(MissingLibrary):
-        pick_targets(("openvino-int8",))
 
 
 def test_calibration_images_are_the_runs_training_images_and_hashed(task) -> None:
@@ -166,13 +99,13 @@ def test_a_ruined_int8_is_refused_and_the_older_one_stays(artifact, task, monkey
     monkeypatch.setattr(fidelity, "measure", stopwatch(timings(2, 1)))
     quantize_artifact(artifact, task, Int8Config.model_validate(ONNX))
     before = tree(artifact.folder)
-    honest = quantize.quantize_dynamic_onnx
+    honest = int8_files.quantize_dynamic_onnx
 
-    def ruin(source: Path, target: Path, *, full_range: bool) -> None:
+    def ruin(source: Path, target: Path, *, full_range: bool, floats: list[str]) -> None:
         import onnx
         from onnx import TensorProto, numpy_helper
 
-        honest(source, target, full_range=full_range)
+        honest(source, target, full_range=full_range, floats=floats)
         model = onnx.load(target)
         for tensor in model.graph.initializer:
             if tensor.data_type == TensorProto.INT8 and len(tensor.dims) == 2:
@@ -180,7 +113,7 @@ def test_a_ruined_int8_is_refused_and_the_older_one_stays(artifact, task, monkey
                 tensor.CopyFrom(numpy_helper.from_array(coarse.astype(np.int8), tensor.name))
         onnx.save(model, target)
 
-    monkeypatch.setattr(quantize, "quantize_dynamic_onnx", ruin)
+    monkeypatch.setattr(int8_files, "quantize_dynamic_onnx", ruin)
     [verdict] = quantize_artifact(artifact, task, Int8Config.model_validate(ONNX), overwrite=True)
     assert verdict.outcome == "refused"
     assert any("cosine" in reason for reason in verdict.reasons)
@@ -190,21 +123,56 @@ def test_a_ruined_int8_is_refused_and_the_older_one_stays(artifact, task, monkey
 def test_a_failing_quantiser_leaves_no_trace(artifact, task, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tree(artifact.folder)
 
-    def fail(source: Path, target: Path, *, full_range: bool) -> None:
+    def fail(source: Path, target: Path, *, full_range: bool, floats: list[str]) -> None:
         target.write_bytes(b"half")
         raise ModelRefused("cannot")
 
-    monkeypatch.setattr(quantize, "quantize_dynamic_onnx", fail)
+    monkeypatch.setattr(int8_files, "quantize_dynamic_onnx", fail)
     with pytest.raises(ModelRefused):
         quantize_artifact(artifact, task, Int8Config.model_validate(ONNX))
 
-    def full(source: Path, target: Path, *, full_range: bool) -> None:
+    def full(source: Path, target: Path, *, full_range: bool, floats: list[str]) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(quantize, "quantize_dynamic_onnx", full)
+    monkeypatch.setattr(int8_files, "quantize_dynamic_onnx", full)
     with pytest.raises(UserError, match="No space left on device"):
         quantize_artifact(artifact, task, Int8Config.model_validate(ONNX))
     assert tree(artifact.folder) == before
+
+
+def test_a_block_that_collapses_stays_in_float_and_no_more(artifact, task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fidelity, "measure", stopwatch(timings(2, 1)))
+    [projection] = ruin_projection(artifact.file(), artifact.file(), "blocks.1")
+    entry = describe_file(artifact.folder, "model.onnx", format="onnx", precision="fp32")
+    artifact.manifest = artifact.manifest.model_copy(update={"files": {"onnx-fp32": entry}})
+    [plain] = quantize_artifact(artifact, task, Int8Config.model_validate({**ONNX, "search": False}))
+    assert plain.outcome == "refused" and plain.report["float_layers"] == []
+    assert any("agreement" in reason for reason in plain.reasons)
+    [found] = quantize_artifact(artifact, task, Int8Config.model_validate(ONNX))
+    assert (found.outcome, found.reasons) == ("kept", ())
+    assert found.report["float_layers"] == [projection]
+    assert found.report["search"]["found"] and found.report["search"]["forms_tried"] > 2
+    assert found.report["search"]["all_int8"]["agreement"] == plain.report["agreement"] < 99
+    assert Artifact.open(artifact.folder).manifest.quantization["onnx-int8"]["float_layers"] == [projection]
+    assert plain.report["block_cosine"]["blocks.1"] < 0.99 < found.report["block_cosine"]["blocks.1"]
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+def test_outliers_ruin_int8_unless_smoothed(artifact, task, smooth: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fidelity, "measure", stopwatch(timings(2, 1)))
+    inject_outliers(artifact.file(), artifact.file(), 200.0)
+    entry = describe_file(artifact.folder, "model.onnx", format="onnx", precision="fp32")
+    artifact.manifest = artifact.manifest.model_copy(update={"files": {"onnx-fp32": entry}})
+    before = sha256_of(artifact.file())
+    config = Int8Config.model_validate({**ONNX, "smooth": smooth, "search": False})
+    [verdict] = quantize_artifact(artifact, task, config)
+    assert sha256_of(artifact.file()) == before
+    if smooth:
+        assert verdict.outcome == "kept" and verdict.report["agreement"] >= 99
+        assert verdict.report["smoothed"] == {"alpha": 0.5, "norms": 5, "norms_left": 0}
+    else:
+        assert verdict.outcome == "refused" and verdict.report["agreement"] < 90
+        assert "smoothed" not in verdict.report
 
 
 def test_another_runs_classes_are_refused(artifact, task) -> None:
@@ -254,7 +222,8 @@ def test_pixels_after_a_bad_calibration_are_refused(
     before = tree(segmenter.folder)
     [verdict] = quantize_artifact(segmenter, segmentation_task, SEGMENTS)
     assert verdict.outcome == "refused"
-    assert re.search(r"mIoU drop of .* points \(at most 0.5\)", verdict.reasons[0])
+    assert re.match(r"calibration images with \d{3,4} times the contrast of held-out ones", verdict.reasons[0])
+    assert re.search(r"mIoU drop of .* points \(at most 0.5\)", verdict.reasons[1])
     assert any("of the pixels (at least 99 %)" in reason for reason in verdict.reasons)
     assert verdict.report["calibration_images"] == 8
     assert tree(segmenter.folder) == before
