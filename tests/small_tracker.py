@@ -11,10 +11,10 @@ import edgemim
 _TRACKER = {"template_size": 32, "search_size": 64, "head_width": 16}
 
 
-def small_tracker(root: Path, attention: str = "joint") -> Path:
+def small_tracker(root: Path, attention: str = "joint", matching_blocks: tuple[int, ...] = ()) -> Path:
     """Train and return the run's folder; its pictures lie beside it."""
     write_folder(root / "walks")
-    tracker = {**_TRACKER, "attention": attention}
+    tracker = {**_TRACKER, "attention": attention, "matching_blocks": matching_blocks}
     task = {"name": "tracking", "tracker": tracker, "pairs": {"pairs_per_epoch": 48, "held_pairs": 6}}
     settings = {"task": task, "init": "scratch", "encoder": "vit_nano", "epochs": 2, "batch_size": 16}
     settings |= {"data": root / "walks", "workers": 0, "device": "cpu", "evaluate_every": 0, "base_lr": 0.02}

@@ -47,12 +47,15 @@ def graphs_of(model: OneStreamTracker, *, elimination: bool) -> list[Graph]:
     if size.attention == "joint":
         return [Graph("", JointGraph(model, elimination=elimination and size.eliminates).eval(), crops, MAP_NAMES)]
     template = {"template": crops["template"]}
-    cache = torch.zeros(size.encoder.depth, size.template_grid**2, size.encoder.width)
-    searching = {"search": crops["search"], **dict.fromkeys(CACHE_NAMES, cache)}
-    searching = {name: value.clone() for name, value in searching.items()}
+    blocks = (size.encoder.depth, size.encoder.depth, len(set(size.matching_blocks)))
+    caches = {
+        name: torch.zeros(count, size.template_grid**2, size.encoder.width)
+        for name, count in zip(CACHE_NAMES, blocks, strict=True)
+        if count
+    }
     return [
-        Graph(TEMPLATE_SUFFIX, TemplateGraph(model).eval(), template, CACHE_NAMES),
-        Graph("", SearchGraph(model).eval(), searching, MAP_NAMES),
+        Graph(TEMPLATE_SUFFIX, TemplateGraph(model).eval(), template, tuple(caches)),
+        Graph("", SearchGraph(model).eval(), {"search": crops["search"], **caches}, MAP_NAMES),
     ]
 
 

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from edgemim.errors import UserError
 from edgemim.models.elimination import choose, restore_tokens, template_attention, template_mask
+from edgemim.models.matching import directions, similarities
 from edgemim.models.one_stream import OneStreamTracker
 
 Maps = tuple[Tensor, Tensor, Tensor]
 MAP_NAMES = ("score", "offset", "size")
-CACHE_NAMES = ("cache_k", "cache_v")
+CACHE_NAMES = ("cache_k", "cache_v", "cache_m")
+"""What the template's graph gives: keys, values, and where blocks match (else left out) what search tokens are matched
+with."""
 
 
 class SplitBlock(nn.Module):
@@ -88,7 +91,8 @@ class _SearchingGraph(_Graph):
         super().__init__(model)
         self.search_positions, self.norm, self.head = model.search_positions, model.vit.norm, model.head
 
-    def _maps(self, search: Float[Tensor, "1 s width"]) -> Maps:
+    def _maps(self, search: Float[Tensor, "1 s width"], similar: list[Tensor]) -> Maps:
+        search = torch.cat([search, *similar], dim=2) if similar else search
         side, width = self.tracker_size.search_grid, search.shape[-1]
         score, offset, size = self.head(search.transpose(1, 2).reshape(1, width, side, side))
         return score, offset, size
@@ -122,10 +126,11 @@ class JointGraph(_SearchingGraph):
         count, tokens = size.template_grid**2, size.search_grid**2
         template, places = torch.arange(count), torch.arange(tokens)[None]
         last = len(self.blocks)
+        similar = []
         for number, block in enumerate(self._split_blocks, start=1):
             y = block.norm1(x)
             keys, values = block.key(y), block.value(y)
-            if number == last and number not in self.keeps:  # the head sees the search region's tokens alone
+            if number == last and not self._needs_template(number):  # the head sees the search region's tokens alone
                 x, y = x[:, count:], y[:, count:]
             queries = block.query(y)
             x = x + block.mix(queries, keys, values)
@@ -134,39 +139,58 @@ class JointGraph(_SearchingGraph):
                 chosen, elimination = choose(attention, cast(Tensor, self.rows), places, self.keeps[number])
                 x, places = x.index_select(1, torch.cat([template, count + chosen[0]])), elimination.kept
             x = block.transform(x)
-        x = self.norm(x[:, count:] if last in self.keeps else x)
-        return self._maps(restore_tokens(x, places, tokens) if self.keeps else x)
+            if number in size.matching_blocks:
+                found = similarities(directions(x[:, :count]), directions(x[:, count:]))
+                similar.append(restore_tokens(found, places, tokens) if found.shape[1] < tokens else found)
+        x = self.norm(x[:, count:] if self._needs_template(last) else x)
+        return self._maps(restore_tokens(x, places, tokens) if self.keeps else x, similar)
+
+    def _needs_template(self, block: int) -> bool:
+        """Whether something behind a block's attention asks for the template's tokens, were it the last."""
+        return block in self.keeps or block in self.tracker_size.matching_blocks
 
 
 class TemplateGraph(_Graph):
-    """(template) -> (cache_k, cache_v), [depth, n, width]: what each block's search tokens need of the template."""
+    """(template) -> (cache_k, cache_v), [depth, n, width], and cache_m, [matching blocks, n, width]: what search tokens
+    need of the template."""
 
     def __init__(self, model: OneStreamTracker) -> None:
         super().__init__(model)
         self.template_positions = model.template_positions
 
-    def forward(self, template: Float[Tensor, "1 3 z z"]) -> tuple[Tensor, Tensor]:
-        """Keys and values of a normalised crop."""
+    def forward(self, template: Float[Tensor, "1 3 z z"]) -> tuple[Tensor, ...]:
+        """Keys and values of a normalised crop, and what is matched with."""
         x = self._embed(template, self.template_positions)
-        keys, values = [], []
+        keys, values, matched = [], [], []
+        blocks = self.tracker_size.matching_blocks
         for number, block in enumerate(self._split_blocks, start=1):
             y = block.norm1(x)
             keys.append(block.key(y))
             values.append(block.value(y))
-            if number < len(self.blocks):
+            if number < len(self.blocks) or number in blocks:  # else nobody sees what it makes of the template
                 x = block.transform(x + block.mix(block.query(y), keys[-1], values[-1]))
-        return torch.cat(keys), torch.cat(values)
+            if number in blocks:
+                matched.append(directions(x))
+        caches = torch.cat(keys), torch.cat(values)
+        return (*caches, torch.cat(matched)) if matched else caches
 
 
 class SearchGraph(_SearchingGraph):
-    """(search, cache_k, cache_v) -> (score, offset, size)."""
+    """(search, cache_k, cache_v, cache_m where blocks match) -> (score, offset, size)."""
 
-    def forward(self, search: Float[Tensor, "1 3 s s"], cache_k: Tensor, cache_v: Tensor) -> Maps:
+    def forward(
+        self, search: Float[Tensor, "1 3 s s"], cache_k: Tensor, cache_v: Tensor, cache_m: Tensor | None = None
+    ) -> Maps:
         """The maps of a normalised crop, given what `TemplateGraph` found."""
         x = self._embed(search, self.search_positions)
+        similar: list[Tensor] = []
         for number, block in enumerate(self._split_blocks):
             y = block.norm1(x)
             keys = torch.cat([cache_k[number : number + 1], block.key(y)], dim=1)
             values = torch.cat([cache_v[number : number + 1], block.value(y)], dim=1)
             x = block.transform(x + block.mix(block.query(y), keys, values))
-        return self._maps(self.norm(x))
+            if number + 1 in self.tracker_size.matching_blocks:
+                assert cache_m is not None
+                matched = cache_m[len(similar) : len(similar) + 1]
+                similar.append(similarities(matched, directions(x)))
+        return self._maps(self.norm(x), similar)

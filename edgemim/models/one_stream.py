@@ -27,6 +27,7 @@ from edgemim.models.elimination import (
     template_attention,
     template_mask,
 )
+from edgemim.models.matching import directions, similarities
 from edgemim.models.sizes import VitConfig
 from edgemim.models.tracker_sizes import TrackerSize
 from edgemim.models.weights import KeyReport, load_weights
@@ -41,11 +42,13 @@ class OneStreamFeatures:
     Attributes:
         template: [b, n, width] normed tokens.
         search: [b, s, width] normed tokens in grid order, zeros where one was dropped.
+        similar: [b, s, k * n] similarities to the template's tokens behind each of the k matching blocks, in grid order.
         eliminated: for each block that dropped tokens, which.
     """
 
     template: Float[Tensor, "b n width"]
     search: Float[Tensor, "b s width"]
+    similar: Float[Tensor, "b s kn"]
     eliminated: dict[int, Elimination] = field(default_factory=dict)
 
 
@@ -70,7 +73,7 @@ class OneStreamTracker(nn.Module):
         )
         self.template_positions = nn.Parameter(torch.empty(1, size.template_grid**2, encoder.width))
         self.search_positions = nn.Parameter(torch.empty(1, size.search_grid**2, encoder.width))
-        self.head = CenterHead(encoder.width, size.head_width)
+        self.head = CenterHead(size.head_input, size.head_width)
         # Begins as an encoder does that is trained from scratch.
         initialise_from(self, build_encoder(encoder).vit.state_dict(), encoder)
 
@@ -84,7 +87,7 @@ class OneStreamTracker(nn.Module):
     ) -> TrackMaps:
         """The maps of normalised crops; the arguments are those of `features`."""
         features = self.features(template, search, keep_rate=keep_rate, template_box=template_box)
-        return self.head(self._as_map(features.search))
+        return self.head(self._as_map(torch.cat([features.search, features.similar], dim=2)))
 
     def features(
         self,
@@ -108,6 +111,7 @@ class OneStreamTracker(nn.Module):
         keeps = self.size.keeps if keep_rate is None else dict.fromkeys(self.size.drops, keep_rate)
         places = torch.arange(self.size.search_grid**2, device=x.device).expand(x.shape[0], -1)
         eliminated: dict[int, Elimination] = {}
+        similar = [x[:, count:, :0]]
         for number, block in enumerate(self._blocks, start=1):
             if self.size.attention == "cached":
                 x = _apart(block, x, count)
@@ -116,33 +120,41 @@ class OneStreamTracker(nn.Module):
                 places = eliminated[number].kept
             else:
                 x = block(x)
+            if number in self.size.matching_blocks:
+                similar.append(self._in_grid(_matched(x, count), places))
         x = self.vit.norm(x)
-        found = x[:, count:]
-        if eliminated:
-            found = restore_tokens(found, places, self.size.search_grid**2)
-        return OneStreamFeatures(x[:, :count], found, eliminated)
+        found = self._in_grid(x[:, count:], places)
+        return OneStreamFeatures(x[:, :count], found, torch.cat(similar, dim=2), eliminated)
 
-    def encode_template(self, template: Float[Tensor, "b 3 z z"]) -> tuple[Tensor, Tensor]:
-        """Keys and values of the template in each block, [depth, b, heads, n, d]; for the cached form."""
+    def encode_template(self, template: Float[Tensor, "b 3 z z"]) -> tuple[Tensor, Tensor, Tensor]:
+        """For the cached form: keys and values of the template in each block, [depth, b, heads, n, d], and what search
+        tokens are matched with behind each matching block, [k, b, n, width]."""
         self._check_cached()
         x = self._embed(template, _POSITIONS[0])
-        keys, values = [], []
+        keys, values, matched = [], [], [x[None][:0]]
         for number, block in enumerate(self._blocks, start=1):
             q, k, v = project(block.attn, block.norm1(x))
             keys.append(k)
             values.append(v)
-            if number < len(self.vit.blocks):  # what the last block makes of the template nobody sees
-                x = _finish(block, x, mix(q, k, v))
-        return torch.stack(keys), torch.stack(values)
+            x = _finish(block, x, mix(q, k, v))
+            if number in self.size.matching_blocks:
+                matched.append(directions(x)[None])
+        return torch.stack(keys), torch.stack(values), torch.cat(matched)
 
-    def search_with(self, search: Float[Tensor, "b 3 s s"], cache_k: Tensor, cache_v: Tensor) -> TrackMaps:
+    def search_with(
+        self, search: Float[Tensor, "b 3 s s"], cache_k: Tensor, cache_v: Tensor, cache_m: Tensor
+    ) -> TrackMaps:
         """The maps of a normalised search region, given what `encode_template` found; for the cached form."""
         self._check_cached()
         x = self._embed(search, _POSITIONS[1])
-        for block, template_k, template_v in zip(self._blocks, cache_k, cache_v, strict=True):
+        similar, matched = [x[..., :0]], iter(cache_m)
+        for number, block in enumerate(self._blocks, start=1):
             q, k, v = project(block.attn, block.norm1(x))
-            x = _finish(block, x, mix(q, torch.cat([template_k, k], dim=2), torch.cat([template_v, v], dim=2)))
-        return self.head(self._as_map(self.vit.norm(x)))
+            k, v = torch.cat([cache_k[number - 1], k], dim=2), torch.cat([cache_v[number - 1], v], dim=2)
+            x = _finish(block, x, mix(q, k, v))
+            if number in self.size.matching_blocks:
+                similar.append(similarities(next(matched), directions(x)))
+        return self.head(self._as_map(torch.cat([self.vit.norm(x), *similar], dim=2)))
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of the whole tracker, of its backbone (embedding, positions, blocks, norm) and of its head."""
@@ -195,6 +207,11 @@ class OneStreamTracker(nn.Module):
             chosen, elimination = choose(looked_at, mask, places, keep)
         return _transformed(block, keep_tokens(x, grid**2, chosen)), elimination
 
+    def _in_grid(self, search: Float[Tensor, "b k width"], places: Tensor) -> Float[Tensor, "b s width"]:
+        """Search tokens at their places; zeros where one was dropped."""
+        count = self.size.search_grid**2
+        return search if search.shape[1] == count else restore_tokens(search, places, count)
+
     def _check_cached(self) -> None:
         if self.size.attention != "cached":
             raise ValueError("in joint attention the template's tokens see the search region: they cannot be cached")
@@ -219,6 +236,10 @@ def _apart(block: Block, x: Tensor, template: int) -> Tensor:
     q, k, v = project(block.attn, block.norm1(x))
     first = mix(q[:, :, :template], k[:, :, :template], v[:, :, :template])
     return _finish(block, x, torch.cat([first, mix(q[:, :, template:], k, v)], dim=1))
+
+
+def _matched(x: Tensor, template: int) -> Float[Tensor, "b s n"]:
+    return similarities(directions(x[:, :template]), directions(x[:, template:]))
 
 
 def _finish(block: Block, x: Tensor, mixed: Tensor) -> Tensor:

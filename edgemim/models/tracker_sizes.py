@@ -30,6 +30,9 @@ class TrackerForm(Config):
     values are computed once a sequence."""
     head_width: int = pydantic.Field(default=256, ge=8)
     """Channels of the centre head's first convolution; halved by each of the next three."""
+    matching_blocks: tuple[int, ...] = ()
+    """Blocks behind which search tokens are compared with the template's, one by one, for the head to see; counted from 1.
+    None, as published: then attention alone has to learn it."""
     elimination: bool = True
     """Drop search tokens that the template does not look at on the way (joint attention only)."""
     elimination_blocks: tuple[int, ...] = ()
@@ -78,9 +81,10 @@ class TrackerSize(TrackerForm):
                 raise ValueError(
                     f"{name} {getattr(self, name)} is not a multiple of the encoder's patch of {self.encoder.patch_size}"
                 )
-        wrong = [block for block in self.elimination_blocks if not 1 <= block <= self.encoder.depth]
-        if wrong:
-            raise ValueError(f"elimination_blocks {wrong} are not among the encoder's 1 to {self.encoder.depth}")
+        for name in ("elimination_blocks", "matching_blocks"):
+            wrong = [block for block in getattr(self, name) if not 1 <= block <= self.encoder.depth]
+            if wrong:
+                raise ValueError(f"{name} {wrong} are not among the encoder's 1 to {self.encoder.depth}")
         if len(self.keep) not in (1, len(self.drops)) and self.eliminates:
             raise ValueError(f"keep names {len(self.keep)} shares, elimination has {len(self.drops)} blocks")
         return self
@@ -94,6 +98,11 @@ class TrackerSize(TrackerForm):
     def search_grid(self) -> int:
         """Tokens along a side of the search region."""
         return self.search_size // self.encoder.patch_size
+
+    @property
+    def head_input(self) -> int:
+        """Channels that the head sees: features, and for each matching block the similarity to every template token."""
+        return self.encoder.width + len(set(self.matching_blocks)) * self.template_grid**2
 
     @property
     def drops(self) -> tuple[int, ...]:

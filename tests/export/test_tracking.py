@@ -24,9 +24,17 @@ from edgemim.tasks import TrackingTask, load_task  # noqa: E402
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module", params=["joint", "cached"])
+FORMS = {
+    "joint": ("joint", ()),
+    "cached": ("cached", ()),
+    "matching": ("joint", (1, 2)),
+    "cached-matching": ("cached", (2,)),
+}
+
+
+@pytest.fixture(scope="module", params=FORMS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_tracker(tmp_path_factory.mktemp(request.param), request.param)
+    return small_tracker(tmp_path_factory.mktemp(request.param), *FORMS[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +93,7 @@ def test_graphs_and_their_names(run: Path) -> None:
     if task.model.size.attention == "joint":
         assert names == [("", ["template", "search"], maps)]
     else:
-        caches = ("cache_k", "cache_v")
+        caches = ("cache_k", "cache_v", "cache_m")[: 3 if task.model.size.matching_blocks else 2]
         assert names == [("-template", ["template"], caches), ("", ["search", *caches], maps)]
 
 

@@ -81,15 +81,45 @@ def test_cached_attention_is_a_mask_over_joint_attention() -> None:
 
 
 @torch.no_grad()
-def test_cached_attention_in_one_pass_and_in_two() -> None:
-    model = built(attention="cached")
+@pytest.mark.parametrize("blocks", [(), (2,), (1, 3)])
+def test_cached_attention_in_one_pass_and_in_two(blocks: tuple[int, ...]) -> None:
+    model = built(attention="cached", matching_blocks=blocks)
     template, search = pair(model)
-    cache_k, cache_v = model.encode_template(template)
-    assert cache_k.shape == cache_v.shape == (3, 2, 3, 9, 8)
-    for ours, theirs in zip(model.search_with(search, cache_k, cache_v), model(template, search), strict=True):
+    caches = model.encode_template(template)
+    assert caches[0].shape == caches[1].shape == (3, 2, 3, 9, 8) and caches[2].shape == (len(blocks), 2, 9, 24)
+    for ours, theirs in zip(model.search_with(search, *caches), model(template, search), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
     other = model.encode_template(template + 0.5)
     assert not torch.allclose(model.search_with(search, *other).score, model(template, search).score, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["joint", "cached"])
+def test_matching_is_a_cosine_of_centred_tokens(attention: str) -> None:
+    model = built(attention=attention, elimination=False, matching_blocks=(1, 3))
+    template, search = pair(model)
+    x, found = embedded(model, template, search), model.features(template, search).similar
+    sees = torch.ones(34, 34, dtype=torch.bool)
+    sees[:9, 9:] = attention == "joint"
+    for number, block in enumerate(model.vit.blocks):
+        x = block(x, attn_mask=sees)
+        if number != 1:
+            z, s = (part - part.mean(1, keepdim=True) for part in (x[:, :9], x[:, 9:]))
+            expected = 3 * F.cosine_similarity(s[:, :, None], z[:, None], dim=-1)
+            assert torch.allclose(found[..., 9 * (number // 2) :][..., :9], expected, atol=1e-5)
+    assert found.shape == (2, 25, 18)
+    assert not torch.equal(model(template, search).score, model(template.flip(3), search).score)
+
+
+@torch.no_grad()
+def test_matching_survives_elimination() -> None:
+    model = built(matching_blocks=(1, 3), elimination_blocks=(2,), keep=(0.5,))
+    template, search = pair(model)
+    features = model.features(template, search)
+    gone = (features.search == 0).all(-1)
+    assert (features.similar[..., 9:][gone] == 0).all() and (features.similar[..., :9][gone] != 0).any()
+    dense = model.features(template, search, keep_rate=1.0)
+    assert torch.allclose(features.similar[..., :9], dense.similar[..., :9])
 
 
 def test_joint_attention_has_no_cache() -> None:

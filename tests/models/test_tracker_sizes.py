@@ -44,6 +44,7 @@ def test_nothing_is_dropped_where_the_template_is_cached_or_elimination_is_off(f
         ({"attention": "cached", "elimination_blocks": (4,)}, "no effect with cached attention"),
         ({"search_size": 250}, "search_size 250 is not a multiple"),
         ({"elimination_blocks": (4, 13)}, r"\[13\] are not among"),
+        ({"matching_blocks": (0,)}, r"matching_blocks \[0\] are not among"),
         ({"keep": (0.5, 0.6)}, "names 2 shares, elimination has 3 blocks"),
     ],
 )
