@@ -44,8 +44,8 @@ class ModelFile(Config):
     sha256: Sha256
     """Hash of that file."""
 
-    format: Literal["onnx", "openvino"]
-    """Which parser reads it."""
+    format: Literal["onnx", "openvino", "tensorrt"]
+    """Which parser reads it; tensorrt is ONNX as TensorRT's parser wants it."""
 
     precision: str
     """Precision of the weights: fp32, int8, ..."""
@@ -58,6 +58,9 @@ class ModelFile(Config):
 
     isa: str | None = None
     """CPU instructions that it was made for, where it matters."""
+
+    execution: Literal["f32", "bf16"] = "f32"
+    """What OpenVINO computes its float parts in, where the CPU can. The file was judged that way."""
 
     notes: str = ""
     """What a person should know."""
@@ -201,10 +204,11 @@ def describe_file(
     folder: Path,
     path: str,
     *,
-    format: Literal["onnx", "openvino"],
+    format: Literal["onnx", "openvino", "tensorrt"],
     precision: str,
     companions: Sequence[str] = (),
     isa: str | None = None,
+    execution: Literal["f32", "bf16"] = "f32",
     notes: str = "",
 ) -> ModelFile:
     """The manifest entry of a model file that lies in `folder`, with its size and hashes."""
@@ -216,6 +220,7 @@ def describe_file(
         bytes=_resolve(folder, path).stat().st_size,
         companions={name: sha256_of(_resolve(folder, name)) for name in companions},
         isa=isa,
+        execution=execution,
         notes=notes,
     )
 

@@ -22,12 +22,18 @@ CPU_FLAGS = (
     "sse4_2 avx avx2 fma f16c avx_vnni avx512f avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_int8 amx_bf16 "
     "asimd asimdhp asimddp i8mm bf16 sve sve2"
 ).split()
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+"""Instructions for products of bfloat16 that OpenVINO has kernels for."""
 INT8_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 INSTALL = {
     "onnxruntime": "pip install edgemim",
     "openvino": "pip install 'edgemim[openvino]'",
     "torch": "pip install 'edgemim[train]'",
     "tensorrt_rtx": "pip install 'edgemim[tensorrt]'",
+    "tensorrt": "pip install tensorrt (its libraries come from NVIDIA's own index), or with NVIDIA RTX GPUs "
+    "pip install 'edgemim[tensorrt]'",
+    "onnxruntime-gpu": "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'",
+    "av": "pip install 'edgemim[video]'",
 }
 
 

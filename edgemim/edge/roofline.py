@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -151,10 +152,12 @@ def _onnxruntime_products(threads: int) -> Iterator[Product]:
 
 
 def _openvino_products(threads: int) -> Iterator[Product]:
-    from openvino import Model, Tensor, opset13
+    import openvino
+    from openvino import opset13
 
     from edgemim.edge.runtime.openvino import core
 
+    build: Any = openvino.Model
     settings = {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads), "INFERENCE_PRECISION_HINT": "f32"}
     for shape in _shapes(threads):
         for precision, (left, right) in _matrices(shape).items():
@@ -164,11 +167,9 @@ def _openvino_products(threads: int) -> Iterator[Product]:
                 scales = opset13.constant(np.full((shape[2], 1), 0.01, np.float32))
                 first = opset13.multiply(opset13.convert(given, "f32"), opset13.constant(np.float32(0.01)))
                 second = opset13.multiply(opset13.convert(second, "f32"), scales)
-            compiled = core().compile_model(
-                Model([opset13.matmul(first, second, False, True)], [given]), "CPU", settings
-            )
-            request = compiled.create_infer_request()
-            request.set_input_tensor(Tensor(left, shared_memory=True))
+            model = build([opset13.matmul(first, second, False, True)], [given])
+            request = core().compile_model(model, "CPU", settings).create_infer_request()
+            request.set_input_tensor(openvino.Tensor(left, shared_memory=True))
             yield precision, 2.0 * math.prod(shape), request.infer
 
 

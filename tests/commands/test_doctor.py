@@ -7,8 +7,19 @@ import onnxruntime
 import pytest
 
 from edgemim.commands import doctor as module
-from edgemim.commands.doctor import DoctorConfig, doctor, gpu_findings, library_finding, machine_findings
-from edgemim.errors import MissingLibrary
+from edgemim.commands.doctor import (
+    DoctorConfig,
+    doctor,
+    gpu_findings,
+    library_finding,
+    load_finding,
+    machine_findings,
+    runtime_findings,
+    speed_findings,
+)
+from edgemim.edge.machine import Load
+from edgemim.edge.roofline import Roofline
+from edgemim.errors import MissingLibrary, ModelRefused
 
 LIGHT = module._LIBRARIES[:1]
 
@@ -28,7 +39,7 @@ def fake_tool(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_doctor_says_what_works_and_writes_it_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(module, "_LIBRARIES", LIGHT)
-    result = doctor(DoctorConfig(out=tmp_path / "doctor"))
+    result = doctor(DoctorConfig(out=tmp_path / "doctor", roofline=False))
     states = {finding["what"]: finding for finding in result["findings"]}
     assert states["onnxruntime"]["state"] == "ok"
     assert onnxruntime.__version__ in states["onnxruntime"]["text"]
@@ -42,7 +53,7 @@ def test_doctor_says_what_works_and_writes_it_down(tmp_path: Path, monkeypatch: 
 def test_doctor_works_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LIBRARIES", LIGHT)
     (tmp_path / "file").touch()
-    result = doctor(DoctorConfig(out=tmp_path / "file" / "doctor"))
+    result = doctor(DoctorConfig(out=tmp_path / "file" / "doctor", roofline=False))
     assert result["findings"][0]["what"] == "output folder"
     assert "file" in result["findings"][0]["text"]
 
@@ -50,7 +61,7 @@ def test_doctor_works_where_nothing_can_be_written(tmp_path: Path, monkeypatch: 
 def test_without_onnxruntime_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LIBRARIES", (("onnxruntime", "no_such_module", "runs every artifact"),))
     with pytest.raises(MissingLibrary, match=r"onnxruntime does not work here: .*pip install edgemim") as caught:
-        doctor(DoctorConfig(out=tmp_path / "doctor"))
+        doctor(DoctorConfig(out=tmp_path / "doctor", roofline=False))
     assert caught.value.exit_code == 4
 
 
@@ -107,14 +118,73 @@ def test_advice_on_int8_follows_the_instructions() -> None:
     by_name = {finding.what: finding for finding in machine_findings(machine)}
     assert by_name["8-bit instructions"].state == "note"
     assert "hardly faster" in by_name["8-bit instructions"].text
+    assert "--isa portable" in by_name["8-bit instructions"].text
+    assert by_name["cpu"].state == "note" and "2 of 4 CPUs usable; this process is held" in by_name["cpu"].text
+    assert "slower than FP32" in by_name["16-bit instructions"].text
     better = {finding.what: finding for finding in machine_findings({**machine, "int8_instructions": ["avx512_vnni"]})}
     assert better["8-bit instructions"].state == "ok"
+    amx = {**machine, "cpu_flags": ["avx2", "amx_bf16"], "logical_cpus": 2}
+    by_name = {finding.what: finding for finding in machine_findings(amx)}
+    assert by_name["16-bit instructions"].text.startswith("amx_bf16: bfloat16 matrix products run faster")
+    assert by_name["cpu"].state == "ok" and "held" not in by_name["cpu"].text
+
+
+@pytest.mark.parametrize(("foreign", "state"), [(0.02, "ok"), (0.4, "note")])
+def test_other_processes_are_told_of(foreign: float, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LISTEN_S", 0.0)
+    monkeypatch.setattr(module.LoadMeter, "stop", lambda self: Load(0.0, foreign, 1.0))
+    finding = load_finding()
+    assert finding.state == state
+    assert f"{foreign:.0%}" in finding.text
+
+
+def test_speed_is_measured_and_becomes_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"fp32": "openvino 2026.4", "int8": "onnxruntime 1.31"}
+    monkeypatch.setattr(
+        module,
+        "measure_roofline",
+        lambda threads: Roofline(threads, 100.0 * threads, 400.0 * threads, 12.0, names, 0.3),
+    )
+    findings, rooflines = speed_findings(2)
+    assert [roofline.threads for roofline in rooflines] == [1, 2]
+    speeds = {finding.what: finding for finding in findings}
+    assert list(speeds)[:3] == ["speed, 1 thread", "expect FP32, 1", "expect INT8, 1"]
+    assert "FP32 200 GFLOP/s (openvino 2026.4)" in speeds["speed, 2 threads"].text
+    assert speeds["speed, 2 threads"].state == "note" and "others took 30%" in speeds["speed, 2 threads"].text
+    assert "ViT-Tiny/16 at 224 pixels: 15.7 to 28.5 ms" in speeds["expect FP32, 2"].text
+    assert len(speed_findings(1)[1]) == 1
+
+    def broken(threads: int) -> Roofline:
+        raise ModelRefused("the roofline cannot be measured: status -4")
+
+    monkeypatch.setattr(module, "measure_roofline", broken)
+    (finding,) = speed_findings(2)[0]
+    assert finding.state == "broken" and "status -4" in finding.text
+
+
+def test_runtimes_on_gpus_say_what_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "missing", lambda runtime: None if runtime == "tensorrt" else f"{runtime} lacks a GPU")
+    states = {finding.what: finding for finding in runtime_findings()}
+    assert states["runtime tensorrt"].state == "ok"
+    assert states["runtime onnxruntime-cuda"][1:] == ("absent", "onnxruntime-cuda lacks a GPU")
+
+
+def test_a_probe_adds_what_the_library_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = library_finding("onnxruntime", "onnxruntime", "runs every artifact")
+    assert finding.text.endswith("runs every artifact; providers " + ", ".join(onnxruntime.get_available_providers()))
+
+
+def test_the_roofline_of_this_machine_joins_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LIBRARIES", LIGHT)
+    result = doctor(DoctorConfig(out=tmp_path / "doctor"))
+    assert result["roofline"][0]["threads"] == 1 and result["roofline"][0]["fp32_gflops"] > 0.5
+    assert any(finding["what"] == "expect INT8, 1" for finding in result["findings"])
 
 
 def test_the_process_itself_loads_no_heavy_library(tmp_path: Path) -> None:
     code = (
         "import sys; from edgemim.commands import doctor as d; d._LIBRARIES = d._LIBRARIES[:1]\n"
-        f"from pathlib import Path; d.doctor(d.DoctorConfig(out=Path({str(tmp_path)!r})))\n"
+        f"from pathlib import Path; d.doctor(d.DoctorConfig(out=Path({str(tmp_path)!r}), roofline=False))\n"
         "assert not {'torch', 'onnxruntime', 'openvino'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Protocol
 
 import numpy as np
 
 from edgemim.config import suggest
-from edgemim.edge.artifact import Artifact
-from edgemim.edge.machine import INSTALL, usable_cpus
+from edgemim.edge.artifact import Artifact, ModelFile
+from edgemim.edge.machine import INSTALL, INT8_FLAGS, cpu_flags, usable_cpus
+from edgemim.edge.runtime.available import ON_GPU, fault_of
 from edgemim.errors import MissingLibrary, UserError
 
-# Which runtimes read which format, the default first; a runtime's module is named like its package.
-READERS: dict[str, tuple[str, ...]] = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",)}
+# Which runtimes read which format, the default first; a runtime's module is named like it, with _ for -.
+READERS: dict[str, tuple[str, ...]] = {
+    "onnx": ("onnxruntime", "openvino", *ON_GPU),
+    "openvino": ("openvino",),
+    # ONNX as TensorRT's parser wants it: the types are the file's own.
+    "tensorrt": ("tensorrt", "onnxruntime-tensorrt"),
+}
 
 
 class Session(Protocol):
-    """A model ready to run. `threads` is the number of CPU threads that it computes with."""
+    """A model ready to run. `threads` is the number of CPU threads that it computes with (what the CPU has to do, where
+    the runtime computes on a GPU)."""
 
     runtime: str
     precision: str
@@ -33,8 +41,10 @@ def open_session(
 ) -> Session:
     """Open one model file of an artifact; `threads=0` means all usable CPUs.
 
-    Raises UserError on a key or runtime that does not fit, MissingLibrary if the runtime is not installed, ModelRefused
-    if it cannot read the model.
+    Warns if the file is made for CPU instructions that are not there.
+
+    Raises UserError on a key or runtime that does not fit, MissingLibrary if the runtime is not installed, NoGpu if it
+    needs one, ModelRefused if it cannot read the model.
     """
     entry = artifact.entry(key)
     readers = READERS[entry.format]
@@ -46,12 +56,28 @@ def open_session(
         )
     if threads < 0:
         raise UserError(f"threads is {threads}; give 0 for all usable CPUs, or a positive number")
+    if (fault := fault_of(runtime)) is not None:
+        raise fault
     try:
-        module = importlib.import_module(f"edgemim.edge.runtime.{runtime}")
+        module = importlib.import_module(f"edgemim.edge.runtime.{runtime.replace('-', '_')}")
     except ImportError as error:
-        state = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
-        raise MissingLibrary(f"runtime {runtime} {state}: {INSTALL[runtime]}") from error
+        package = runtime.partition("-")[0]
+        raise MissingLibrary(f"runtime {runtime} cannot be loaded ({error}): {INSTALL[package]}") from error
+    if runtime not in ON_GPU:
+        _warn_of_instructions(artifact, key, entry)
     return module.open_file(artifact, key, threads or usable_cpus())
+
+
+def _warn_of_instructions(artifact: Artifact, key: str, entry: ModelFile) -> None:
+    """Full 8-bit weights on a CPU that adds their products in 16 bits: a warning, once for each file."""
+    flags = cpu_flags()
+    if entry.isa == "vnni" and flags and not INT8_FLAGS & set(flags):
+        warnings.warn(
+            f"'{key}' of {artifact.folder} has full 8-bit weights for CPUs with 8-bit dot products (VNNI), which this one "
+            "lacks: sums may overflow and answers be wrong; make it again here with `edgemim quantize --isa portable "
+            "--overwrite`",
+            stacklevel=3,
+        )
 
 
 def check_inputs(inputs: dict[str, np.ndarray], known: dict[str, tuple[int | None, ...]]) -> None:

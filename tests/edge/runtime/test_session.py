@@ -11,6 +11,7 @@ from tiny_artifact import tiny_artifact, tiny_model
 from edgemim.edge.artifact import Artifact
 from edgemim.edge.machine import usable_cpus
 from edgemim.edge.runtime import READERS, open_session
+from edgemim.edge.runtime import session as session_module
 from edgemim.errors import MissingLibrary, UserError
 
 RUNTIMES = ["onnxruntime", pytest.param("openvino", marks=pytest.mark.skipif("not _openvino()", reason="no OpenVINO"))]
@@ -99,7 +100,8 @@ def test_choices_that_do_not_fit(artifact: Artifact) -> None:
 
 def test_every_reader_is_a_module_here() -> None:
     folder = Path(__file__).parents[3] / "edgemim" / "edge" / "runtime"
-    assert all((folder / f"{runtime}.py").is_file() for readers in READERS.values() for runtime in readers)
+    names = {runtime.replace("-", "_") for readers in READERS.values() for runtime in readers}
+    assert all((folder / f"{name}.py").is_file() for name in names)
 
 
 def test_missing_runtime_names_the_remedy(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +110,25 @@ def test_missing_runtime_names_the_remedy(artifact: Artifact, monkeypatch: pytes
     with pytest.raises(MissingLibrary, match=r"openvino.*pip install 'edgemim\[openvino\]'") as caught:
         open_session(artifact, runtime="openvino")
     assert caught.value.exit_code == 4
+
+
+def test_full_range_weights_on_a_cpu_without_vnni_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    artifact = tiny_artifact(tmp_path, int8=True)
+
+    def messages(isa: str, flags: tuple[str, ...], key: str = "onnx-int8") -> list[str]:
+        files = {name: entry.model_copy(update={"isa": isa}) for name, entry in artifact.manifest.files.items()}
+        made_for = Artifact(artifact.folder, artifact.manifest.model_copy(update={"files": files}))
+        monkeypatch.setattr(session_module, "cpu_flags", lambda: flags)
+        recwarn.clear()
+        open_session(made_for, key)
+        return [str(warning.message) for warning in recwarn]
+
+    (message,) = messages("vnni", ("avx2",))
+    assert "'onnx-int8'" in message and "--isa portable" in message and "\n" not in message
+    assert messages("portable", ("avx2",)) == messages("vnni", ("avx2", "avx512_vnni")) == []
+    assert messages("vnni", ()) == []  # flags unknown
 
 
 @pytest.mark.skipif(usable_cpus() < 2, reason="one usable CPU")
