@@ -103,7 +103,9 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
         record.results.update(run=str(run.resolve()), parity=dict(artifact.manifest.parity))
         record.results["files"] = {key: entry.bytes for key, entry in artifact.manifest.files.items()}
         if config.tensorrt:
-            record.results["tensorrt"], fault = write_tensorrt(artifact, task, config.calibration, config.parity_images)
+            record.results["tensorrt"], fault = write_tensorrt(
+                artifact, task, config.calibration, config.parity_images, elimination=config.elimination
+            )
     _show(Artifact(out, artifact.manifest), parities)
     if config.tensorrt:
         show_plan(record.results["tensorrt"], out)
@@ -140,10 +142,6 @@ def _refuse_unfit(config: ExportConfig, task: Task) -> None:
     if isinstance(task, TrackingTask):
         if config.fixed_batch not in (None, 1):
             raise UserError("a tracker takes one pair at a time; leave --fixed-batch out")
-        if config.tensorrt:
-            raise UserError(
-                "files for TensorRT are made of classification and segmentation, not yet of trackers; leave --tensorrt out"
-            )
     elif not config.elimination:
         raise UserError(f"a model for {task.task_name} eliminates nothing; leave --no-elimination out")
 

@@ -2,119 +2,151 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from edgemim.edge.artifact import Artifact
-from edgemim.edge.runtime import Session
-from edgemim.edge.runtime.onnxruntime import OnnxRuntimeSession
+from edgemim.edge.artifact import Artifact, ModelFile, describe_file
 from edgemim.errors import EdgemimError, GateRefused, MissingLibrary, ModelRefused
-from edgemim.export.fidelity import Portions
+from edgemim.export.int8_config import Int8Config, limits_of
+from edgemim.export.int8_files import smoothed_sources
+from edgemim.export.int8_gate import Maker, objections
 from edgemim.export.onnx import export_onnx
-from edgemim.export.parity import chunks
-from edgemim.export.quantize import calibration_images, objections
-from edgemim.export.smoothquant import smooth
-from edgemim.export.tensorrt import HalfInside, Shapes, build_with_rtx, quantize_symmetric, write_plan
+from edgemim.export.quantize import SQUARE_MAKER, trial_folder
+from edgemim.export.tensorrt import HalfInside, build_with_rtx, quantize_symmetric, shapes_of, write_plan
+from edgemim.export.tracking import graphs_of
+from edgemim.export.tracking_int8 import TRACKER_MAKER
 from edgemim.run import installed_versions
-from edgemim.tasks import Task
+from edgemim.tasks import Task, TrackingTask
 
 FOLDER = "tensorrt"
-_NAMES = {"fp32": "model-fp32.onnx", "fp16": "model-fp16.onnx", "int8": "model-int8-qdq.onnx"}
+_PRECISIONS = ("fp32", "fp16", "int8")
+_NOTES = {
+    "fp32": "for TensorRT, computed in float32",
+    "fp16": "for TensorRT, computed in float16 between float32 inputs and outputs",
+    "int8": "for TensorRT, symmetric INT8 with Q/DQ pairs, products of attention in float",
+}
 
 
 def write_tensorrt(
-    artifact: Artifact, task: Task, calibration: int, images: int
+    artifact: Artifact, task: Task, calibration: int, images: int, *, elimination: bool = True
 ) -> tuple[dict[str, Any], EdgemimError | None]:
-    """Write ARTIFACT/tensorrt: the files that TensorRT's parser takes and trt_plan.json.
+    """Write ARTIFACT/tensorrt: the files that TensorRT's parser takes and trt_plan.json; name them in the manifest.
 
-    INT8 is made of the smoothed model, whose function is the same. A file whose answers differ too much from FP32's (on
-    ONNX Runtime) is not kept.
+    INT8 is made of the smoothed model, whose function is the same. A precision whose answers differ too much from FP32's
+    (on ONNX Runtime) is not kept. A tracker's elimination must be as in the artifact's own graph.
 
     Returns:
         The plan's figures, and what was missing or refused: raised by the caller once the artifact is complete.
     """
     folder = artifact.folder / FOLDER
     folder.mkdir()
+    config = Int8Config(calibration=calibration, images=images)
+    maker = TRACKER_MAKER if isinstance(task, TrackingTask) else SQUARE_MAKER
+    record = _write(artifact, folder, task, config, maker, elimination=elimination)
+    fidelity, refused = _judge(artifact, task, config, maker)
+    files = {
+        path.stem.removeprefix("model-"): path
+        for precision in _PRECISIONS
+        for path in sorted(folder.glob(f"model-{precision}*.onnx"))
+    }
+    checked, fault = _check(files)
+    write_plan(folder, files, checked=checked, fidelity=fidelity, versions=installed_versions())
+    entries = {f"tensorrt-{name}": _entry(artifact.folder, path, "tensorrt") for name, path in files.items()}
+    artifact.manifest = artifact.manifest.model_copy(update={"files": {**artifact.manifest.files, **entries}})
+    artifact.save_manifest()
+    return {**record, "fidelity": fidelity, "checked": checked}, refused or fault
+
+
+def _write(
+    artifact: Artifact, folder: Path, task: Task, config: Int8Config, maker: Maker, *, elimination: bool
+) -> dict[str, Any]:
+    """Write each graph in each precision; returns what to record of calibration and smoothing."""
+    sources = maker.sources(artifact, task, config)
+    modules = _modules(task, artifact, elimination=elimination)
+    for graph in sources.graphs:
+        shutil.copyfile(graph.path, folder / f"model-fp32{graph.suffix}.onnx")
+        module, examples, outputs = modules[graph.suffix]
+        export_onnx(
+            HalfInside(module),
+            tuple(examples.values()),
+            folder / f"model-fp16{graph.suffix}.onnx",
+            input_name=tuple(examples),
+            output_names=outputs,
+            opset=artifact.manifest.opset,
+            dynamic_batch=artifact.manifest.input_shape[0] is None,
+        )
+    with trial_folder(artifact.folder) as place:
+        smoothed = smoothed_sources(sources, place, config.smooth_alpha)
+        for graph in smoothed.graphs:
+            quantize_symmetric(graph.path, folder / f"model-int8{graph.suffix}.onnx", graph.inputs)
+    return smoothed.record
+
+
+def _modules(
+    task: Task, artifact: Artifact, *, elimination: bool
+) -> dict[str, tuple[nn.Module, dict[str, Tensor], tuple[str, ...]]]:
+    """Of each graph by its suffix: the module, examples of its inputs by name, and its outputs' names."""
+    if isinstance(task, TrackingTask):
+        graphs = graphs_of(task.model.cpu(), elimination=elimination)
+        return {graph.suffix: (graph.module, graph.inputs, graph.outputs) for graph in graphs}
     manifest = artifact.manifest
-    module, batch = task.export_module().cpu(), manifest.input_shape[0] or 1
-    (folder / _NAMES["fp32"]).write_bytes(artifact.file("onnx-fp32").read_bytes())
-    rows, digest = calibration_images(task, calibration)
-    _export(HalfInside(module), folder / _NAMES["fp16"], artifact, task)
-    smoothed = folder / "smoothed.onnx"
-    _export(smooth(module, list(chunks(rows, 16))), smoothed, artifact, task)
-    inputs = [{manifest.input_name: piece} for piece in chunks(rows, batch)]
-    quantize_symmetric(smoothed, folder / _NAMES["int8"], inputs)
-    smoothed.unlink()
-    fidelity, refused = _judge(folder, task, batch, images)
-    shapes = {manifest.input_name: Shapes.of(manifest.input_shape)}
-    files = {precision: folder / name for precision, name in _NAMES.items() if (folder / name).is_file()}
-    checked, fault = _check(files, shapes)
-    plan = {"calibration_sha256": digest, "calibration_images": len(rows), "fidelity": fidelity, "checked": checked}
-    write_plan(folder, files, shapes, checked=checked, fidelity=fidelity, versions=installed_versions())
-    return plan, refused or fault
+    example = {manifest.input_name: task.example_input(manifest.input_shape[0] or 2)}
+    return {"": (task.export_module().cpu(), example, manifest.output_names)}
 
 
-def _export(module: nn.Module, path: Path, artifact: Artifact, task: Task) -> None:
-    manifest = artifact.manifest
-    batch = manifest.input_shape[0]
-    example = task.example_input(batch or 2)
-    export_onnx(
-        module,
-        example,
-        path,
-        input_name=manifest.input_name,
-        output_names=manifest.output_names,
-        opset=manifest.opset,
-        dynamic_batch=batch is None,
-    )
+def _entry(folder: Path, path: Path, format: Any) -> ModelFile:
+    precision = path.stem.split("-")[1]
+    place = path.relative_to(folder).as_posix()
+    return describe_file(folder, place, format=format, precision=precision, notes=_NOTES[precision])
 
 
-def _judge(folder: Path, task: Task, batch: int, images: int) -> tuple[dict[str, Any], GateRefused | None]:
-    """Compare float16 and INT8 with FP32; a file that is too far off is removed, with the reasons."""
-    original = _open(folder / _NAMES["fp32"], batch)
+def _judge(
+    artifact: Artifact, task: Task, config: Int8Config, maker: Maker
+) -> tuple[dict[str, Any], GateRefused | None]:
+    """Compare float16 and INT8 with FP32 on ONNX Runtime; files that are too far off are removed, with the reasons."""
     found, faults = {}, []
-    for precision in ("fp16", "int8"):
-        path = folder / _NAMES[precision]
-        comparison = task.compare(original, _open(path, batch), images)
-        reasons = list(objections(comparison, [], task.limits))
+    for precision in _PRECISIONS[1:]:
+        paths = sorted((artifact.folder / FOLDER).glob(f"model-{precision}*.onnx"))
+        # Judged as plain ONNX files: TensorRT itself may not be here.
+        entries = {path.stem.replace("model", "tensorrt", 1): _entry(artifact.folder, path, "onnx") for path in paths}
+        files = {**artifact.manifest.files, **entries}
+        candidate = Artifact(artifact.folder, artifact.manifest.model_copy(update={"files": files}))
+        comparison = maker.compare(candidate, f"tensorrt-{precision}", task, config)
+        reasons = list(objections(comparison, [], limits_of(task, config)))
         found[precision] = {**asdict(comparison), "refused": reasons}
         if reasons:
-            path.unlink()
+            for path in paths:
+                path.unlink()
             faults.append(f"{precision}: {', '.join(reasons)}")
-    return found, GateRefused(
-        f"not kept for TensorRT, on {images} images at most: {'; '.join(faults)}"
-    ) if faults else None
+    if not faults:
+        return found, None
+    return found, GateRefused(f"not kept for TensorRT, on {config.images} images at most: {'; '.join(faults)}")
 
 
-def _open(path: Path, batch: int) -> Session:
-    return Portions(OnnxRuntimeSession(path, "", 0), batch)
-
-
-def _check(
-    files: Mapping[str, Path], shapes: Mapping[str, Shapes]
-) -> tuple[dict[str, dict[str, Any]], EdgemimError | None]:
+def _check(files: Mapping[str, Path]) -> tuple[dict[str, dict[str, Any]], EdgemimError | None]:
     """What tensorrt-rtx makes of each file, and the first fault."""
     checked: dict[str, dict[str, Any]] = {}
     fault: EdgemimError | None = None
-    for precision, path in files.items():
+    for name, path in files.items():
         try:
-            checked[precision] = {"built": True, **asdict(build_with_rtx(path, shapes))}
+            checked[name] = {"built": True, **asdict(build_with_rtx(path, shapes_of(path)))}
         except (MissingLibrary, ModelRefused) as error:
-            checked[precision] = {"built": False, "reason": str(error)}
+            checked[name] = {"built": False, "reason": str(error)}
             fault = fault or error
     return checked, fault
 
 
 def show_plan(plan: Mapping[str, Any], folder: Path) -> None:
     """Print what was written and what tensorrt-rtx said."""
-    for precision, state in plan["checked"].items():
+    for name, state in plan["checked"].items():
         told = f"built by tensorrt-rtx {state['version']}" if state["built"] else state["reason"]
-        print(f"{folder / FOLDER / _NAMES[precision]}: {told}")
+        print(f"{folder / FOLDER / f'model-{name}.onnx'}: {told}")
     judged = ", ".join(
         f"{precision} {np.round(found['agreement'], 2):g} % same answers"
         for precision, found in plan["fidelity"].items()

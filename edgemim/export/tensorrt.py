@@ -7,7 +7,6 @@ builder may also lower a float32 file by itself; `trt_plan.json` holds the lines
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -16,33 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from torch import Tensor, nn
 
 from edgemim.edge.artifact import sha256_of
 from edgemim.edge.machine import INSTALL
+from edgemim.edge.runtime.engines import EngineLibrary, Shapes
 from edgemim.errors import MissingLibrary, ModelRefused
 from edgemim.export.onnx import first_line, quietly
+from edgemim.export.onnxruntime import inner_convolutions
 from edgemim.run import write_text
 
 PLAN_NAME = "trt_plan.json"
 PLAN_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """Smallest, typical and largest shape of one input, for an optimisation profile."""
-
-    least: tuple[int, ...]
-    typical: tuple[int, ...]
-    largest: tuple[int, ...]
-
-    @staticmethod
-    def of(shape: Sequence[int | None], *, typical_batch: int = 1, largest_batch: int = 16) -> Shapes:
-        """Shapes of a manifest's input: a free batch (None) from 1 to `largest_batch`, else the fixed one."""
-        batch, *rest = shape
-        sizes = tuple(int(side or 0) for side in rest)
-        least, typical, largest = (1, typical_batch, largest_batch) if batch is None else (batch,) * 3
-        return Shapes((least, *sizes), (typical, *sizes), (largest, *sizes))
 
 
 @dataclass(frozen=True)
@@ -61,9 +46,9 @@ class HalfInside(nn.Module):
         super().__init__()
         self.module = copy.deepcopy(module).half().eval()
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Outputs in float32 of an input in float32."""
-        outputs = self.module(images.half())
+    def forward(self, images: Tensor, *more: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Outputs in float32 of inputs in float32."""
+        outputs = self.module(images.half(), *(given.half() for given in more))
         return outputs.float() if isinstance(outputs, Tensor) else tuple(output.float() for output in outputs)
 
 
@@ -71,7 +56,7 @@ def quantize_symmetric(source: Path, target: Path, calibration: Sequence[Mapping
     """Write an ONNX model with INT8 quantise-dequantise pairs in the one form that TensorRT's parser takes: signed,
     zero point 0, weights per channel, activations per tensor, biases in float.
 
-    Linear layers only: products without weights, sums, norms and the patch embedding stay in float.
+    Linear layers and a head's convolutions: products without weights, sums, norms and the patch embedding stay in float.
 
     Args:
         source: the FP32 model.
@@ -81,7 +66,6 @@ def quantize_symmetric(source: Path, target: Path, calibration: Sequence[Mapping
     Raises:
         ModelRefused: if ONNX Runtime cannot handle the model.
     """
-    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -92,8 +76,9 @@ def quantize_symmetric(source: Path, target: Path, calibration: Sequence[Mapping
             return next(self.rows, None)
 
     graph = onnx.load(source).graph
-    weights = {weight.name for weight in graph.initializer}
-    products = [node.name for node in graph.node if node.op_type == "MatMul" and not weights.intersection(node.input)]
+    weights, inner = {weight.name for weight in graph.initializer}, set(inner_convolutions(source))
+    floats = [node.name for node in graph.node if node.op_type == "MatMul" and not weights.intersection(node.input)]
+    floats += [node.name for node in graph.node if node.op_type == "Conv" and node.name not in inner]
     try:
         with quietly():
             quantize_static(
@@ -101,8 +86,8 @@ def quantize_symmetric(source: Path, target: Path, calibration: Sequence[Mapping
                 target,
                 Reader(),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["MatMul", "Gemm"],
-                nodes_to_exclude=products,
+                op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+                nodes_to_exclude=floats,
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
@@ -127,56 +112,24 @@ def build_with_rtx(path: Path, shapes: Mapping[str, Shapes]) -> Built:
         ModelRefused: if the parser or the builder refuses, with the nodes that it names.
     """
     try:
-        trt: Any = importlib.import_module("tensorrt_rtx")
+        library = EngineLibrary("tensorrt_rtx")
     except ImportError as error:
         raise MissingLibrary(f"the TensorRT check needs tensorrt-rtx: {INSTALL['tensorrt_rtx']}") from error
-
     began = time.perf_counter()
-    logger = _Log(trt)
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
-        faults = [parser.get_error(index) for index in range(parser.num_errors)]
-        raise ModelRefused(f"TensorRT's parser refuses {path}: {_nodes(faults) or logger.text()}")
-    config = builder.create_builder_config()
-    profile = builder.create_optimization_profile()
-    for name, shape in shapes.items():
-        profile.set_shape(name, shape.least, shape.typical, shape.largest)
-    config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:  # it raises nothing, it writes to its log
-        raise ModelRefused(f"TensorRT's builder refuses {path}: {logger.text()}")
-    return Built(trt.__version__, engine.nbytes, round(time.perf_counter() - began, 2))
+    engine = library.build(path, shapes)
+    return Built(library.version, engine.nbytes, round(time.perf_counter() - began, 2))
 
 
-def _Log(trt: Any) -> Any:  # a class of a module that may be absent
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(message)
-
-        def text(self) -> str:
-            return "; ".join(" ".join(error.split()) for error in self.errors[:3])[:500] or "no reason given"
-
-    return Log()
-
-
-def _nodes(faults: Sequence[Any]) -> str:
-    told = [
-        f"node {fault.node_name() or fault.node()} ({fault.node_operator()}): {fault.desc()}" for fault in faults[:5]
-    ]
-    return "; ".join(" ".join(line.split()) for line in told)[:800]
+def shapes_of(path: Path) -> dict[str, Shapes]:
+    """Shapes of the inputs of an ONNX file, by name; a named or unknown side is a free batch."""
+    inputs = onnx.load(path, load_external_data=False).graph.input
+    sides = {given.name: [side.dim_value or None for side in given.type.tensor_type.shape.dim] for given in inputs}
+    return {name: Shapes.of(shape) for name, shape in sides.items()}
 
 
 def write_plan(
     folder: Path,
     files: Mapping[str, Path],
-    shapes: Mapping[str, Shapes],
     *,
     checked: Mapping[str, Mapping[str, Any]],
     versions: Mapping[str, str],
@@ -186,22 +139,28 @@ def write_plan(
 
     Args:
         folder: the artifact's folder; `files` lie in it.
-        files: by precision: fp32, fp16, int8.
-        shapes: of each input by name.
+        files: by precision: fp32, fp16, int8; of a tracker in two graphs, the template's as fp32-template and so on.
         checked: by precision, what tensorrt-rtx made of it, or why it was not asked.
         versions: of the packages that wrote the files.
         fidelity: by precision, how its answers compare with FP32's.
     """
-    lines = {precision: _lines(precision, path.name, shapes) for precision, path in files.items()}
+    shapes = {precision: shapes_of(path) for precision, path in files.items()}
+    lines = {precision: _lines(path.name, shapes[precision]) for precision, path in files.items()}
+    inputs = {name: shape for found in shapes.values() for name, shape in found.items()}
     plan = {
         "format_version": PLAN_VERSION,
         "files": {
-            precision: {"path": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size}
+            precision: {
+                "path": path.name,
+                "sha256": sha256_of(path),
+                "bytes": path.stat().st_size,
+                "inputs": sorted(shapes[precision]),
+            }
             for precision, path in files.items()
         },
         "inputs": {
             name: {"min": list(shape.least), "opt": list(shape.typical), "max": list(shape.largest)}
-            for name, shape in shapes.items()
+            for name, shape in inputs.items()
         },
         "tensorrt_11": {precision: found["tensorrt_11"] for precision, found in lines.items()},
         "tensorrt_10": {precision: found["tensorrt_10"] for precision, found in lines.items()},
@@ -213,7 +172,7 @@ def write_plan(
     return folder / PLAN_NAME
 
 
-def _lines(precision: str, name: str, shapes: Mapping[str, Shapes]) -> dict[str, str]:
+def _lines(name: str, shapes: Mapping[str, Shapes]) -> dict[str, str]:
     """The command of each generation. 11 is always strongly typed and has no precision flags; 10 has to be told."""
     stem = Path(name).stem
     line = f"trtexec --onnx={name} --saveEngine={stem}.plan"

@@ -9,10 +9,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from small_tracker import small_tracker
 
 from edgemim.cli import main
 from edgemim.commands import export_tensorrt
 from edgemim.edge.artifact import Artifact, sha256_of
+from edgemim.edge.runtime import open_session
+from edgemim.errors import UserError
+from edgemim.tasks.comparison import Limits
 
 
 @pytest.fixture
@@ -32,8 +36,12 @@ def test_files_plan_and_check(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert all(state["built"] for state in plan["checked_by_tensorrt_rtx"].values())
     assert plan["fidelity"]["int8"]["agreement"] >= 99 and plan["fidelity"]["fp16"]["cosine"] > 0.9999
     assert plan["files"]["int8"]["bytes"] < plan["files"]["fp32"]["bytes"]
-    # The artifact opens as before: these files are for another machine, and no runtime here is offered them.
-    assert set(Artifact.open(run / "artifact").manifest.files) == {"onnx-fp32"}
+    # The manifest names them for TensorRT alone: no runtime of the CPU is offered them.
+    artifact = Artifact.open(run / "artifact")
+    assert set(artifact.manifest.files) == {"onnx-fp32", "tensorrt-fp32", "tensorrt-fp16", "tensorrt-int8"}
+    assert artifact.entry("tensorrt-int8").precision == "int8"
+    with pytest.raises(UserError, match="runtime 'onnxruntime' does not read tensorrt files"):
+        open_session(artifact, "tensorrt-fp16", runtime="onnxruntime")
     images = np.random.default_rng(0).standard_normal((3, 3, 64, 64)).astype(np.float32)
     answers = [
         onnxruntime.InferenceSession(folder / entry["path"]).run(None, {"images": images})[0]
@@ -78,5 +86,37 @@ def test_an_int8_file_that_collapsed_is_not_kept(
     plan = json.loads((folder / "trt_plan.json").read_text())
     assert set(plan["files"]) == {"fp32", "fp16"}
     assert plan["fidelity"]["int8"]["refused"]
+    assert "tensorrt-int8" not in Artifact.open(run / "artifact").manifest.files
     assert sorted(path.name for path in folder.iterdir()) == ["model-fp16.onnx", "model-fp32.onnx", "trt_plan.json"]
     assert "not kept for TensorRT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("attention", ["joint", "cached"])
+def test_a_trackers_graphs_are_written_judged_and_built(
+    attention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Joint with its elimination, and cached as two graphs that belong together."""
+    # A tracker of two epochs may find another box of six in INT8; what the gate does then is tested above.
+    monkeypatch.setattr(export_tensorrt, "limits_of", lambda task, config: Limits(100.0, 50.0, 0.9))
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'edgemim[tensorrt]'")
+    run = small_tracker(tmp_path, attention)
+    out = tmp_path / "artifact"
+    options = ["--calibration", "8", "--parity-images", "6", "--out", str(out)]
+    assert main(["export", str(run), "--tensorrt", *options]) == 0
+    plan = json.loads((out / "tensorrt" / "trt_plan.json").read_text())
+    suffixes = ("", "-template") if attention == "cached" else ("",)
+    names = {f"{precision}{suffix}" for precision in ("fp32", "fp16", "int8") for suffix in suffixes}
+    assert set(plan["files"]) == set(plan["tensorrt_11"]) == set(plan["tensorrt_10"]) == names
+    assert {name for name, state in plan["checked_by_tensorrt_rtx"].items() if state["built"]} == names
+    assert set(Artifact.open(out).manifest.files) == {f"onnx-fp32{suffix}" for suffix in suffixes} | {
+        f"tensorrt-{name}" for name in names
+    }
+    for name in names:
+        graph = onnx.load(out / "tensorrt" / plan["files"][name]["path"]).graph
+        kinds = {node.op_type for node in graph.node}
+        assert {given.type.tensor_type.elem_type for given in (*graph.input, *graph.output)} == {onnx.TensorProto.FLOAT}
+        assert ("QuantizeLinear" in kinds) == name.startswith("int8")
+        assert ("TopK" in kinds) == (attention == "joint")
+        inputs = {"joint": {"template", "search"}, "cached": {"search", "cache_k", "cache_v"}}[attention]
+        assert {given.name for given in graph.input} == ({"template"} if name.endswith("-template") else inputs)
+    assert "Shapes" not in json.dumps(plan["tensorrt_11"])  # all are fixed
