@@ -34,7 +34,10 @@ def ruin_projection(source: Path, target: Path, block: str, factor: float = 2.0*
     model = onnx.load(source)
     after = {name: node for node in reversed(model.graph.node) for name in node.input}
     before = {name: node for node in model.graph.node for name in node.output}
-    bias = _tensor(model, f"{block}.attn.qkv.bias")
+    names = {tensor.name for tensor in model.graph.initializer}
+    split = f"{block}.attn.value.bias"  # attention in three layers, or in one
+    bias = _tensor(model, split if split in names else f"{block}.attn.qkv.bias")
+    width = bias.dims[0] if split in names else bias.dims[0] // 3
     scale = np.ones(bias.dims[0], np.float32)
     scale[-4:] = factor
     weight = before[next(n for n in after[bias.name].input if n != bias.name)].input[1]
@@ -42,7 +45,7 @@ def ruin_projection(source: Path, target: Path, block: str, factor: float = 2.0*
     _multiply(model, weight, scale)
     summed = after[f"{block}.attn.proj.bias"]
     projection = before[next(n for n in summed.input if n in before)]
-    _multiply(model, projection.input[1], 1 / scale[-bias.dims[0] // 3 :, None])
+    _multiply(model, projection.input[1], 1 / scale[-width:, None])
     onnx.save(model, target)
     return [projection.name]
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from edgemim.edge.artifact import Artifact
 from edgemim.errors import GateRefused, UserError
 from edgemim.export.quantize import Int8Config, Verdict, quantize_artifact
+from edgemim.export.quantize_report import PICTURE, REPORT, int8_files, judge_again, report_table, write_report
 from edgemim.export.tracking_int8 import TRACKER_MAKER
 from edgemim.run import FolderLock, RunRecord, find_run
 from edgemim.tasks import TrackingTask, load_task
@@ -27,33 +27,44 @@ class QuantizeConfig(Int8Config):
     """Fine-tuning run that it came from, if it is no longer where the manifest says."""
     overwrite: bool = False
     """Make INT8 files again that are there already."""
+    report: bool = False
+    """Write quantize/report.json and report.png beside the table. Where the artifact has INT8 files, and neither
+    --targets nor --overwrite is given, these are judged again on this machine and nothing is changed."""
 
 
 def quantize(config: QuantizeConfig) -> dict[str, Any]:
     """Quantise an artifact; returns what stands in ARTIFACT/quantize/run.json under 'results'.
 
     Raises:
-        GateRefused: an INT8 file is worse or slower; it is not kept, FP32 and the other files stay as they are.
+        GateRefused: an INT8 file is worse or slower; it is not kept (judged again: it stays, and so does all else).
         UserError, MissingLibrary, ModelRefused: see `edgemim.export.quantize.quantize_artifact`.
     """
     folder = find_run(config.artifact, "export")
     artifact = Artifact.open(folder)
     task = load_task(_run_folder(artifact, config), data=config.data, val=config.val)
     task = task.at_size(artifact.manifest.preprocessing.image_size)
-    lock = FolderLock(folder / "quantize")
+    maker = TRACKER_MAKER if isinstance(task, TrackingTask) else None
+    again = config.report and not config.targets and not config.overwrite and bool(int8_files(artifact))
+    place = folder / "quantize"
+    lock = FolderLock(place)
     try:
-        with RunRecord("quantize", folder / "quantize", config) as record:
+        with RunRecord("quantize", place / "again" if again else place, config) as record:
             with Console(stderr=True).status("quantising and judging INT8 against FP32"):
-                maker = TRACKER_MAKER if isinstance(task, TrackingTask) else None
-                verdicts = quantize_artifact(artifact, task, config, overwrite=config.overwrite, maker=maker)
+                if again:
+                    verdicts = judge_again(artifact, task, config, maker)
+                else:
+                    verdicts = quantize_artifact(artifact, task, config, overwrite=config.overwrite, maker=maker)
             record.results["quantization"] = {verdict.key: verdict.report for verdict in verdicts}
             record.results["outcomes"] = {verdict.key: verdict.outcome for verdict in verdicts}
             _show(verdicts)
+            if config.report:
+                write_report(place, artifact.manifest.name, record.results["quantization"])
             _warn(verdicts, record)
-            _refuse(verdicts, folder)
+            _refuse(verdicts, folder, again=again)
     finally:
         lock.release()
-    print(f"INT8 in {folder}; next: edgemim benchmark {folder}")
+    reported = f"report in {place / REPORT} and {PICTURE}; " if config.report else ""
+    print(f"INT8 in {folder}; {reported}next: edgemim benchmark {folder}")
     return record.results
 
 
@@ -67,7 +78,7 @@ def _run_folder(artifact: Artifact, config: QuantizeConfig) -> Path:
     return Path(run)
 
 
-def _refuse(verdicts: Sequence[Verdict], folder: Path) -> None:
+def _refuse(verdicts: Sequence[Verdict], folder: Path, *, again: bool) -> None:
     """Raises GateRefused if any target was refused; the sentence says what was kept and why the rest was not."""
     refused = [verdict for verdict in verdicts if verdict.outcome == "refused"]
     if not refused:
@@ -75,6 +86,11 @@ def _refuse(verdicts: Sequence[Verdict], folder: Path) -> None:
     kept = ["onnx-fp32", *(verdict.key for verdict in verdicts if verdict.outcome != "refused")]
     images = refused[0].report["images"]
     why = "; ".join(f"{verdict.key}: {', '.join(verdict.reasons)}" for verdict in refused)
+    if again:
+        raise GateRefused(
+            f"INT8 judged again on {images} images and refused: {why}. The files stay in {folder} as they were; "
+            "--overwrite makes them again"
+        )
     raise GateRefused(
         f"INT8 refused on {images} images: {why}. Kept in {folder}: {', '.join(kept)} (--force overrides)"
     )
@@ -97,32 +113,19 @@ def _warn(verdicts: Sequence[Verdict], record: RunRecord) -> None:
 
 
 def _show(verdicts: Sequence[Verdict]) -> None:
-    table = Table(title="INT8 against FP32 on the same runtime")
-    metric, answers = (verdicts[0].report[key] for key in ("metric", "answers"))
-    scores = (f"{metric} FP32", f"{metric} INT8", f"equal {answers}")
-    for column in ("file", "images", *scores, "cosine", "time ratio", "MiB", "verdict"):
-        table.add_column(column, justify="left" if column in ("file", "verdict") else "right")
-    for verdict in verdicts:
-        report = verdict.report
-        ratios = " / ".join(
-            f"{speed['ratio']:.2f}{'?' * speed['undecided']} ({speed['threads']} thr.)" for speed in report["speeds"]
-        )
-        table.add_row(
-            verdict.key,
-            str(report["images"]),
-            _percent(report["score_fp32"]),
-            _percent(report["score_int8"]),
-            _percent(report["agreement"]),
-            f"{report['cosine']:.5f}",
-            ratios,
-            f"{report['size_bytes'] / 2**20:.2f}",
-            verdict.outcome,
-        )
     console = Console()
     if not console.is_terminal:
-        console = Console(width=150)
-    console.print(table)
-
-
-def _percent(value: float | None) -> str:
-    return "no labels" if value is None else f"{value:.2f} %"
+        console = Console(width=180)
+    console.print(report_table(verdicts))
+    for verdict in verdicts:
+        if searched := verdict.report.get("search"):
+            before = searched["all_int8"]
+            told = (
+                f"{len(verdict.report['float_layers'])} layers of {', '.join(verdict.report['float_blocks'])} in float mend it"
+                if searched["found"]
+                else "half of its blocks in float do not mend it"
+            )
+            print(
+                f"{verdict.key}: all in INT8 misses the gate (agreement {before['agreement']:.2f} %, cosine "
+                f"{before['cosine']:.5f}); {told}, after {searched['forms_tried']} forms"
+            )

@@ -21,6 +21,7 @@ from edgemim.edge.artifact import Artifact, ModelFile
 from edgemim.edge.runtime import open_session
 from edgemim.errors import UserError
 from edgemim.export.fidelity import Portions, Speed, thread_counts, time_models
+from edgemim.export.graph_blocks import blocks_of
 from edgemim.export.int8_config import Int8Config, Target, limits_of, pick_isa, pick_targets
 from edgemim.export.int8_files import Layer, SourceGraph, Sources, hash_inputs, make_int8, smoothed_sources
 from edgemim.export.int8_gate import COSINE_INPUTS, Maker, calibration_faults, measure_file, objections, runtime_of
@@ -113,7 +114,7 @@ def build_best(
         nonlocal built
         built += 1
         entries, recipe = make_int8(artifact.folder, key, sources.graphs, place / str(built), isa=isa, floats=floats)
-        facts = {"recipe": recipe, **sources.record, "float_layers": [suffix + node for suffix, node in floats]}
+        facts = {"recipe": recipe, **sources.record, **_told(sources, floats)}
         return judge_answers(artifact, key, entries, facts, task, config, maker)
 
     def rank(found: Attempt) -> list[tuple[Layer, ...]]:
@@ -127,6 +128,17 @@ def build_best(
     searched = {"forms_tried": built, "found": best is not None, "all_int8": _quality(plain)}
     best = best or plain
     return dataclasses.replace(best, recipe={**best.recipe, "search": searched})
+
+
+def _told(sources: Sources, floats: tuple[Layer, ...]) -> dict[str, list[str]]:
+    """The layers that stay in float, and the blocks that they are of, for the report."""
+    blocks = {
+        f"{graph.suffix.removeprefix('-')} {block.name}".strip(): {(graph.suffix, node) for node in block.nodes}
+        for graph in (sources.graphs if floats else ())
+        for block in blocks_of(graph.path)
+    }
+    touched = [name for name, layers in blocks.items() if layers & set(floats)]
+    return {"float_layers": [f"{node}{suffix}" for suffix, node in floats], "float_blocks": touched}
 
 
 def _quality(attempt: Attempt) -> dict[str, Any]:

@@ -92,7 +92,27 @@ def test_without_its_run(folder: Path) -> None:
         quantize(QuantizeConfig(artifact=folder, run=folder / "none"))
 
 
+def test_a_report_on_what_is_made_and_on_what_is_there(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """The same gate judges again: nothing is replaced, and what no longer passes is exit code 3."""
+    monkeypatch.setattr(fidelity, "measure", stopwatch(timings(2, 1), timings(2, 1.25), timings(2, 3)))
+    assert main(["quantize", "--targets", "onnx-int8", "--report", "--threads", "1"]) == 0
+    made = json.loads((folder / "quantize" / "report.json").read_text())
+    assert made["files"]["onnx-int8"]["speed_up"] == {"1": 2.0} and made["machine"]["cpu"]
+    assert (folder / "quantize" / "report.png").read_bytes().startswith(b"\x89PNG")
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert main(["quantize", "--report", "--threads", "1", "--images", "40"]) == 0
+    again = json.loads((folder / "quantize" / "report.json").read_text())["files"]["onnx-int8"]
+    assert again["speed_up"] == {"1": 1.6} and again["images"] == 40
+    assert again["recipe"] == made["files"]["onnx-int8"]["recipe"] and again["smoothed"]["norms"] == 5
+    assert "1.60× (1 thr.)" in capsys.readouterr().out
+    assert main(["quantize", "--report", "--threads", "1", "--images", "40"]) == 3
+    told = capsys.readouterr().err
+    assert "judged again on 40 images and refused: onnx-int8: slower: 1.50 of FP32's time" in told
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert record(folder)["results"]["outcomes"] == {"onnx-int8": "kept"}
+
+
 def test_what_export_passes_on_is_all_that_quantize_takes() -> None:
     """`export --int8` and `quantize` are one code with one set of options."""
-    assert set(QuantizeConfig.model_fields) - set(Int8Config.model_fields) == {"artifact", "run", "overwrite"}
+    assert set(QuantizeConfig.model_fields) - set(Int8Config.model_fields) == {"artifact", "run", "overwrite", "report"}
     assert set(Int8Config.model_fields) <= set(ExportConfig.model_fields)
