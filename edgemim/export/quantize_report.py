@@ -157,7 +157,7 @@ def _draw_speed(axes: Axes, reports: Reports) -> None:
         axes.bar_label(bars, [f"{value:.2f}×" for value in values], padding=2, fontsize=8)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(range(len(reports)), list(reports))
-    axes.margins(x=0.45)
+    axes.margins(x=0.6)
     axes.set_title("speed-up over FP32, same runtime", fontsize=10)
     axes.legend(fontsize=8, loc="upper right")
     axes.invert_yaxis()
