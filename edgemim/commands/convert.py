@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 import tyro
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from edgemim.commands.convert_tracker import read_tracker
 from edgemim.config import Config
 from edgemim.edge.artifact import sha256_of
 from edgemim.edge.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -30,15 +31,15 @@ class ConvertConfig(Config):
     """Make a run of a published checkpoint; every tensor of the file is used, or left behind for a reason that is shown.
 
     The run holds the encoder, for finetune, probe and --teacher checkpoint; with --keep-head the classifier, for
-    evaluate and export. Sizes come from the tensors. Nothing in the file is executed.
+    evaluate and export; of ostrack a tracker, for track and export. Sizes come from the tensors. Nothing in the file is executed.
 
     Example: edgemim convert mae_pretrain_vit_base.pth --from mae
     """
 
     file: Annotated[Path | None, tyro.conf.Positional] = None
     """The checkpoint: .safetensors, a pickle of tensors (.pth, .pt), or PaddlePaddle's arrays (.pdparams)."""
-    family: Annotated[FamilyName | None, tyro.conf.arg(name="from", aliases=["--family"])] = None
-    """Whose code wrote it (D-MAE's and D2-MAE's wrappers are mae-lite's)."""
+    family: Annotated[FamilyName | Literal["ostrack"] | None, tyro.conf.arg(name="from", aliases=["--family"])] = None
+    """Whose code wrote it (D-MAE's and D2-MAE's wrappers are mae-lite's; the lightweight study's trackers are ostrack's)."""
     heads: int | None = pydantic.Field(default=None, ge=1)
     """Attention heads, which no file tells; default what the family has at this width."""
     keep_head: bool = False
@@ -70,20 +71,48 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         raise UserError("--labels would have no effect without --keep-head; add it or leave --labels out")
     config = config.model_copy(update={"file": config.file.absolute()})
     assert config.file is not None and config.family is not None
+    if config.family == "ostrack":
+        return _tracker(config, config.file)
     converted = read_published(config.file, config.family, config.heads)
     tensors, facts = _classifier(converted, config) if config.keep_head else _encoder(converted, config)
+    out, results = _write(config, _results(converted, config), tensors, facts)
+    _show(_kept(converted, config), config)
+    _tell(converted)
+    _next(converted, config, out)
+    return results
+
+
+def _tracker(config: ConvertConfig, path: Path) -> dict[str, Any]:
+    if config.keep_head:
+        raise UserError("--keep-head is for classifiers; a tracker keeps its head anyway: leave it out")
+    task, fates = read_tracker(path, config.heads, mean=config.mean, std=config.std)
+    figures = {**_account(config, fates), "tracker": task.model.size.model_dump(mode="json")}
+    out, results = _write(config, figures, task.model.state_dict(), task.facts())
+    _show(fates, config)
+    size, encoder = task.model.size, task.model.size.encoder
+    print(
+        f"tracker: width {encoder.width}, depth {encoder.depth}, {encoder.heads} heads, template {size.template_size}, "
+        f"search region {size.search_size} pixels, head {size.head_width}"
+    )
+    print("candidate elimination: as published, for the file says nothing of it")
+    print(f"tracker in {out}/model; next: edgemim track {out} --dataset otb --data DIR")
+    return results
+
+
+def _write(
+    config: ConvertConfig, figures: dict[str, Any], tensors: dict[str, Tensor], facts: dict[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """Write the run; its folder, and what stands in its run.json under 'results'."""
     out = config.out or default_folder("convert")
     lock = FolderLock(out)
     try:
         prepare_folder(out, overwrite=config.overwrite)
         with RunRecord("convert", out, config) as record:
-            record.results.update(_results(converted, config))
+            record.results.update(figures)
             save_model(out / "model", tensors, facts)
     finally:
         lock.release()
-    _show(converted, config)
-    _next(converted, config, out)
-    return record.results
+    return out, record.results
 
 
 def _encoder(converted: Converted, config: ConvertConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -146,35 +175,43 @@ def _kept(converted: Converted, config: ConvertConfig) -> tuple[KeyFate, ...]:
 
 
 def _results(converted: Converted, config: ConvertConfig) -> dict[str, Any]:
+    return {
+        **_account(config, _kept(converted, config)),
+        "encoder": converted.encoder.config.model_dump(mode="json"),
+        "notes": list(converted.notes),
+        "new": [] if config.keep_head else list(converted.new),
+    }
+
+
+def _account(config: ConvertConfig, fates: tuple[KeyFate, ...]) -> dict[str, Any]:
+    """The file, and what became of each of its tensors."""
     assert config.file is not None
-    fates = _kept(converted, config)
     return {
         "file": str(config.file),
         "sha256": sha256_of(config.file),
         "family": config.family,
-        "encoder": converted.encoder.config.model_dump(mode="json"),
-        "notes": list(converted.notes),
         "tensors": len(fates),
         "used": sum(fate.becomes is not None for fate in fates),
-        "new": [] if config.keep_head else list(converted.new),
         "keys": [
             {"key": fate.key, "shape": list(fate.shape), "becomes": fate.becomes, "note": fate.note} for fate in fates
         ],
     }
 
 
-def _show(converted: Converted, config: ConvertConfig) -> None:
-    size = converted.encoder.config
+def _show(fates: tuple[KeyFate, ...], config: ConvertConfig) -> None:
     table = Table(title=f"{config.file}: {config.family}")
     for column in ("tensors", "where", "what became of them"):
         table.add_column(column, justify="right" if column == "tensors" else "left")
-    fates = _kept(converted, config)
     groups = Counter((_group(fate.key), _outcome(fate)) for fate in fates)
     for (group, outcome), count in groups.items():
         table.add_row(str(count), escape(group), outcome)
     Console().print(table)
     used = sum(fate.becomes is not None for fate in fates)
     print(f"{used} of {len(fates)} tensors used, {len(fates) - used} left behind for the reasons above")
+
+
+def _tell(converted: Converted) -> None:
+    size = converted.encoder.config
     print(
         f"{size.name}: width {size.width}, depth {size.depth}, {size.heads} heads, patches of {size.patch_size}, "
         f"{size.image_size} pixels, MLP ratio {size.mlp_ratio:g}"

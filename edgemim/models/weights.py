@@ -142,12 +142,12 @@ def _reason(error: Exception) -> str:
 
 
 def find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict inside a loaded checkpoint, also under 'model' or 'state_dict'; of DINO's two, the teacher's.
+    """The state dict inside a loaded checkpoint, also under 'model', 'state_dict' or 'net'; of DINO's two, the teacher's.
 
     Raises:
         UserError: if there is none.
     """
-    for key in ("model", "state_dict", "model_state_dict", "model_state", "teacher"):
+    for key in ("model", "state_dict", "model_state_dict", "model_state", "teacher", "net"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
