@@ -90,7 +90,7 @@ def test_int8_is_judged_and_the_verdict_recorded(journey: dict[str, Path]) -> No
 
 def test_benchmark_ends_the_chain(journey: dict[str, Path], tmp_path: Path) -> None:
     config = edgemim.BenchmarkConfig.model_validate(
-        {"artifacts": [journey["artifact"]], "out": tmp_path / "bench", "seconds": 0.1, "batch": 4}
+        {"artifacts": [journey["artifact"]], "out": tmp_path / "bench", "seconds": 0.1, "batch": [1, 4]}
     )
     edgemim.benchmark(config)
     rows = results(tmp_path / "bench")["rows"]

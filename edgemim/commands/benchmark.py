@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pydantic
 import tyro
 from rich.progress import Progress
 
 from edgemim.commands.benchmark_compare import compare_benchmarks
+from edgemim.commands.benchmark_rows import best_ratios, group_rows, warn_of_noise
+from edgemim.commands.benchmark_sources import RUNTIMES, find_cases, find_sources, peer_artifacts
 from edgemim.config import Config
 from edgemim.edge.artifact import Artifact
-from edgemim.edge.benchmark import paired_ratio
-from edgemim.edge.isolated import CaseFailed, IsolatedCase, IsolatedResult, measure_isolated
-from edgemim.edge.latency_table import print_table, row_name, save_picture
-from edgemim.edge.machine import INSTALL, describe, runtime_version, usable_cpus
-from edgemim.edge.runtime import READERS, Session, open_session
-from edgemim.edge.tracking.tracker import example_inputs
-from edgemim.errors import UserError
+from edgemim.edge.conditions import read_conditions, shared_drift, slowdowns
+from edgemim.edge.isolated import measure_isolated
+from edgemim.edge.latency_table import print_table, save_picture
+from edgemim.edge.machine import describe
+from edgemim.edge.roofline import Roofline, measure_roofline
+from edgemim.errors import EdgemimError, UserError
 from edgemim.run import RunRecord, find_run, prepare_folder, write_text
 
-_MIB = 2**20
-# An idle pool may spin a little after each run; more than this says that a runtime ignored its thread count.
-_EXTRA_CPUS = 0.3
+_Runtime = Literal[
+    "all",
+    "pytorch",
+    "pytorch-compiled",
+    "onnxruntime",
+    "openvino",
+    "openvino-throughput",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "tensorrt",
+]
 
 
 class BenchmarkConfig(Config):
@@ -42,20 +49,25 @@ class BenchmarkConfig(Config):
 
     artifacts: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Folders that `edgemim export` wrote; default the newest."""
-    batch: int = pydantic.Field(default=8, ge=1)
-    """Second batch size, besides 1."""
+    peers: tuple[str, ...] = ()
+    """Networks of timm to measure beside, by name, untrained: mobilenetv3_large_100, fastvit_t8, ..."""
+    files: tuple[str, ...] = ()
+    """Measure only these model files, by key or pattern (openvino-*); default all. PyTorch and peers do not count."""
+    batch: tuple[int, ...] = (1, 8)
+    """Images at once, each measured apart."""
     threads: tuple[int, ...] = (1, 0)
-    """CPU threads to compute with; 0 is all usable CPUs."""
+    """CPU threads to compute with, each measured apart; 0 is all usable CPUs."""
     seconds: float = pydantic.Field(default=2.0, gt=0)
     """Least time for each case, over all blocks, after warm-up."""
     runs: int = pydantic.Field(default=0, ge=0)
     """Least number of runs for each case, over all blocks."""
     blocks: int = pydantic.Field(default=5, ge=5)
-    """Blocks that each case's time is split into."""
-    runtimes: tuple[Literal["pytorch", "onnxruntime", "openvino"], ...] = ("pytorch", "onnxruntime", "openvino")
-    """Runtimes to measure."""
+    """Blocks that each case's time is split into; more make the intervals narrower."""
+    runtimes: tuple[_Runtime, ...] = ("pytorch", "onnxruntime", "openvino")
+    """Runtimes to measure, or all. pytorch-compiled compiles each case for tens of seconds; openvino-throughput keeps
+    several images in flight; onnxruntime-cuda, onnxruntime-tensorrt and tensorrt need a GPU."""
     out: Path | None = None
-    """Where benchmark.json, latency.png and run.json go; default ARTIFACT/benchmark."""
+    """Where benchmark.json, benchmark.html, latency.png, run.json and peers/ go; default ARTIFACT/benchmark."""
     overwrite: bool = False
     """Empty the folder given by --out first."""
     compare: tuple[Path, ...] = ()
@@ -64,35 +76,13 @@ class BenchmarkConfig(Config):
     """By so many percent a case may have become slower."""
 
 
-@dataclass(frozen=True)
-class _Case:
-    artifact: Artifact
-    key: str
-    runtime: str
-    batch: int
-    threads: int
-
-    def row(self, **more: Any) -> dict[str, Any]:
-        return {**_row(self.artifact, self.key, self.runtime), "batch": self.batch, "threads": self.threads, **more}
-
-    def open(self) -> IsolatedCase:
-        arguments = {
-            "folder": str(self.artifact.folder),
-            "key": self.key,
-            "runtime": self.runtime,
-            "batch": self.batch,
-            "threads": self.threads,
-        }
-        return IsolatedCase("edgemim.commands.benchmark:open_case", arguments, threads=self.threads)
-
-
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     """Measure artifacts; returns the content of benchmark.json, or with --compare the changes.
 
     Raises UserError, or with --compare GateRefused.
     """
     if config.compare:
-        if config.artifacts or len(config.compare) != 2:
+        if config.artifacts or config.peers or len(config.compare) != 2:
             raise UserError(
                 "--compare takes two benchmarks, before and after, and measures nothing; leave the artifacts out"
             )
@@ -104,32 +94,16 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     out = config.out or folders[0] / "benchmark"
     prepare_folder(out, overwrite=config.overwrite, resume=config.out is None)
     with RunRecord("benchmark", out, config) as record:
-        rows: list[dict[str, Any]] = []
-        sources = [source for artifact in artifacts for source in _sources(artifact, config)]
-        cases = _cases(artifacts, config, sources, rows)
-        with Progress(transient=True) as progress:
-            task = progress.add_task("measuring", total=len(cases) * (config.blocks + 1))
-            groups = itertools.groupby(cases, key=lambda case: (case.batch, case.threads))
-            for (batch, threads), group in groups:
-                progress.update(task, description=f"batch {batch}, {threads} threads")
-                members = list(group)
-                results = measure_isolated(
-                    {case: case.open for case in members},
-                    seconds=config.seconds,
-                    runs=config.runs,
-                    blocks=config.blocks,
-                    on_block=lambda: progress.advance(task),
-                )
-                rows += _group_rows(members, results)
-        result = {"machine": describe(), "disturbed": any(row.get("disturbed") for row in rows), "rows": rows}
+        result = _measure(config, artifacts, out)
+        rows = result["rows"]
         write_text(out / "benchmark.json", json.dumps(result, indent=2) + "\n")
-        save_picture(rows, out / "latency.png")
         record.results.update(rows=rows, disturbed=result["disturbed"], artifacts=[str(folder) for folder in folders])
         print_table(result)
-        _warn(record, rows)
+        warn_of_noise(record, rows, result["notes"])
+        _save_pictures(result, out)
         if not any(row["status"] == "ok" for row in rows):
             raise UserError("nothing could be measured; the table above says why")
-    print(f"figures in {out / 'benchmark.json'}, picture in {out / 'latency.png'}")
+    print(f"figures in {out / 'benchmark.json'}, page in {out / 'benchmark.html'}, picture in {out / 'latency.png'}")
     following = (
         f"track VIDEO --artifact {folders[0]}" if artifacts[0].manifest.tracking else f"predict {folders[0]} IMAGE..."
     )
@@ -137,135 +111,71 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     return result
 
 
-def open_case(
-    folder: str, key: str, runtime: str, batch: int, threads: int
-) -> tuple[Callable[[], object], dict[str, Any]]:
-    """In the child: open one case and return the call to time. Raises EdgemimError."""
-    artifact = Artifact.open(folder, verify=False)  # the parent has verified it a moment ago
-    if runtime == "pytorch":
-        # The only way to torch: the bridge, asked for when it is installed.
-        from edgemim.export.torch_session import open_torch_session
-
-        size = artifact.manifest.preprocessing.image_size
-        session: Session = open_torch_session(_run_folder(artifact), threads, image_size=size)
-    else:
-        session = open_session(artifact, key, runtime=runtime, threads=threads)
-    manifest = artifact.manifest
-    size = manifest.preprocessing.image_size
-    shape = (batch, *(side or size for side in manifest.input_shape[1:]))
-    if manifest.tracking is not None:
-        inputs = example_inputs(artifact, key, runtime=runtime, threads=threads)
-        return lambda: session.run(inputs), {"precision": session.precision}
-    inputs = {manifest.input_name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
-    return lambda: session.run(inputs), {"precision": session.precision}
-
-
-def _sources(artifact: Artifact, config: BenchmarkConfig) -> Iterator[tuple[Artifact, str, str, str, str]]:
-    """Everything that could be measured: (artifact, key, runtime, status, reason)."""
-    if "pytorch" in config.runtimes:
-        yield artifact, "fp32", "pytorch", *_pytorch_state(artifact)
-    for key, entry in artifact.manifest.files.items():
-        for runtime in READERS[entry.format]:
-            if runtime not in config.runtimes:
-                continue
-            if importlib.util.find_spec(runtime) is None:
-                yield artifact, key, runtime, "absent", f"{runtime} is not installed: {INSTALL[runtime]}"
-            else:
-                yield artifact, key, runtime, "", ""
-
-
-def _pytorch_state(artifact: Artifact) -> tuple[str, str]:
-    if not artifact.manifest.source.get("run"):
-        return "skipped", "the manifest names no PyTorch run"
-    if artifact.manifest.tracking is not None:
-        return "skipped", "of trackers the files are measured"
-    if not _run_folder(artifact).is_dir():
-        return "skipped", f"the run {artifact.manifest.source['run']} is not on this machine"
-    if importlib.util.find_spec("torch") is None:
-        return "absent", f"torch is not installed: {INSTALL['torch']}"
-    return "", ""
-
-
-def _run_folder(artifact: Artifact) -> Path:
-    run = Path(str(artifact.manifest.source["run"]))
-    return run if run.is_dir() else artifact.folder / run
-
-
-def _cases(
-    artifacts: list[Artifact], config: BenchmarkConfig, sources: list[Any], rows: list[dict[str, Any]]
-) -> list[_Case]:
-    """The cases, those of one batch size and thread count together; what cannot run becomes a row at once."""
-    for artifact, key, runtime, status, reason in sources:
-        if status:
-            rows.append({**_row(artifact, key, runtime), "status": status, "reason": reason})
-    batches = sorted({1, config.batch})
-    fixed = {str(artifact.folder): artifact.manifest.input_shape[0] for artifact in artifacts}
-    cases = []
-    for batch, threads in itertools.product(batches, dict.fromkeys(count or usable_cpus() for count in config.threads)):
-        if threads < 1:
-            raise UserError(f"threads is {threads}; give 0 for all usable CPUs, or positive numbers")
-        for artifact, key, runtime, status, _ in sources:
-            case = _Case(artifact, key, runtime, batch, threads)
-            if status:
-                continue
-            if fixed[str(artifact.folder)] in (None, batch):
-                cases.append(case)
-            else:
-                rows.append(case.row(status="skipped", reason=f"made for batch {fixed[str(artifact.folder)]} only"))
-    return cases
-
-
-def _group_rows(cases: list[_Case], results: Mapping[_Case, IsolatedResult | CaseFailed]) -> list[dict[str, Any]]:
-    """Rows of cases that were measured together; speed-ups refer to PyTorch of the same artifact, else its first file."""
-    rows = []
-    for case in cases:
-        result = results[case]
-        if isinstance(result, CaseFailed):
-            rows.append(case.row(status="absent" if result.absent else "failed", reason=str(result)))
-            continue
-        same = {other: found for other, found in results.items() if other.artifact is case.artifact}
-        base, base_result = next((other, found) for other, found in same.items() if isinstance(found, IsolatedResult))
-        speedup, unsure = paired_ratio(base_result.timing, result.timing)
-        rows.append(
-            case.row(
-                status="ok",
-                precision=result.facts["precision"],
-                **result.timing.summary(case.batch),
-                memory_peak_mib=result.memory_peak_mib,
-                memory_added_mib=result.memory_added_mib,
-                baseline=f"{base.key} on {base.runtime}",
-                speedup=speedup,
-                speedup_disturbed=unsure,
+def _measure(config: BenchmarkConfig, artifacts: list[Artifact], out: Path) -> dict[str, Any]:
+    """The content of benchmark.json."""
+    runtimes = RUNTIMES if "all" in config.runtimes else config.runtimes
+    sources = find_sources(artifacts, runtimes, config.files)
+    find_cases(sources, config.batch, config.threads)  # a mistake is told before peers are built
+    peers, rows = peer_artifacts(config.peers, out / "peers", runtimes)
+    sources += find_sources(peers, runtimes, ())
+    cases, unfit = find_cases(sources, config.batch, config.threads)
+    rows += unfit
+    rooflines = {threads: _roofline(threads) for threads in dict.fromkeys(case.threads for case in cases)}
+    best: list[dict[str, Any]] = []
+    before = read_conditions()
+    with Progress(transient=True) as progress:
+        task = progress.add_task("measuring", total=len(cases) * (config.blocks + 1))
+        for (batch, threads), group in itertools.groupby(cases, key=lambda case: (case.batch, case.threads)):
+            progress.update(task, description=f"batch {batch}, {threads} threads")
+            members = list(group)
+            results = measure_isolated(
+                {case: case.open for case in members},
+                seconds=config.seconds,
+                runs=config.runs,
+                blocks=config.blocks,
+                on_block=lambda: progress.advance(task),
             )
-        )
-    return rows
-
-
-def _row(artifact: Artifact, key: str, runtime: str) -> dict[str, Any]:
-    if runtime == "pytorch":
-        weights = _run_folder(artifact) / "model" / "model.safetensors" if artifact.manifest.source.get("run") else None
-        size = weights.stat().st_size if weights and weights.is_file() else None
-    else:
-        size = artifact.size_bytes(key)
+            rows += group_rows(members, results, rooflines[threads])
+            best += best_ratios(members, results)
+    after = read_conditions()
+    drift = shared_drift(rows)
     return {
-        "artifact": str(artifact.folder),
-        "model": artifact.manifest.name,
-        "file": key,
-        "runtime": runtime,
-        "version": runtime_version("torch" if runtime == "pytorch" else runtime),
-        "model_size_mib": size / _MIB if size else None,
+        "machine": describe(),
+        "command": command_line(config),
+        "disturbed": any(row.get("disturbed") for row in rows),
+        "notes": [*slowdowns(before, after), *([drift] if drift else [])],
+        "conditions": {"before": before.as_dict(), "after": after.as_dict()},
+        "rooflines": [asdict(roofline) for roofline in rooflines.values() if roofline],
+        "int8_over_best_fp32": best,
+        "rows": rows,
     }
 
 
-def _warn(record: RunRecord, rows: list[dict[str, Any]]) -> None:
-    measured = [row for row in rows if row["status"] == "ok"]
-    disturbed = [row for row in measured if row["disturbed"]]
-    if disturbed:
-        worst = max(row["foreign_load"] for row in disturbed)
-        record.warn(
-            f"disturbed run: in {len(disturbed)} of {len(measured)} cases other processes took over 10 % of the CPUs "
-            f"(up to {worst:.0%}); ratios hold better than times; repeat on a quiet machine"
-        )
-    for row in measured:
-        if row["cpus_used"] > row["threads"] + _EXTRA_CPUS:
-            record.warn(f"{row_name(row)} kept {row['cpus_used']:.1f} CPUs busy, asked to use {row['threads']}")
+def command_line(config: Config, verb: str = "benchmark") -> str:
+    """The command that gives this configuration: what differs from the defaults."""
+    words: list[str] = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if value == field.default or name == "artifacts":
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(["edgemim", verb, *map(str, getattr(config, "artifacts", ())), *words])
+
+
+def _roofline(threads: int) -> Roofline | None:
+    try:
+        return measure_roofline(threads)
+    except EdgemimError:  # no library to measure it with: there are no shares then
+        return None
+
+
+def _save_pictures(result: dict[str, Any], out: Path) -> None:
+    # Not at the top: it brings matplotlib, which what only measures or compares need not load.
+    from edgemim.edge.latency_page import write_page
+
+    save_picture(result["rows"], out / "latency.png")
+    write_page(result, out / "benchmark.html")

@@ -21,6 +21,8 @@ DISTURBED_ABOVE = 0.10
 # Interquartile range of the paired ratios over their median: above it the blocks contradict each other.
 SPREAD_ABOVE = 0.20
 _WARM_UP_SECONDS = 0.5
+_RESAMPLES = 1000
+_RUNS_RESAMPLED = 101  # of a block; a fast model's thousands of runs say no more about the block's median
 _BLOCK_WARM_UP_RUNS = 2
 _MIN_RUNS = 3
 
@@ -76,10 +78,29 @@ class Timing:
         """Whether others took more than DISTURBED_ABOVE of the CPUs."""
         return self.median_foreign_load > DISTURBED_ABOVE
 
+    @functools.cached_property
+    def median_interval_ms(self) -> tuple[float, float]:
+        """95 % confidence interval of the median latency: whole blocks are drawn anew, as their runs hang together."""
+        quantiles = np.linspace(0, 100, _RUNS_RESAMPLED)
+        runs = np.stack([np.percentile(block.latencies_ms, quantiles) for block in self.blocks])
+        drawn = runs[_draws(len(runs))].reshape(_RESAMPLES, -1)
+        low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+        middle = self.percentile_ms(50)
+        return min(float(low), middle), max(float(high), middle)
+
+    @property
+    def drift(self) -> float:
+        """Median latency of the last two blocks over that of the first two: above 1 where the machine became slower."""
+        medians = self.block_medians_ms
+        return statistics.mean(medians[-2:]) / statistics.mean(medians[:2])
+
     def summary(self, batch: int = 1) -> dict[str, Any]:
         """Figures for a table; throughput counts `batch` images a run."""
+        low, high = self.median_interval_ms
         return {
             "latency_p50_ms": self.percentile_ms(50),
+            "latency_p50_low_ms": low,
+            "latency_p50_high_ms": high,
             "latency_p90_ms": self.percentile_ms(90),
             "latency_p99_ms": self.percentile_ms(99),
             "latency_mean_ms": float(self.latencies_ms.mean()),
@@ -87,6 +108,7 @@ class Timing:
             "throughput_images_per_s": 1000 * batch / float(self.latencies_ms.mean()),
             "runs": len(self.latencies_ms),
             "block_medians_ms": self.block_medians_ms,
+            "drift": self.drift,
             "cpus_used": self.cpus_used,
             "foreign_load": self.median_foreign_load,
             "disturbed": self.disturbed,
@@ -178,3 +200,39 @@ def paired_ratio(a: Timing, b: Timing) -> tuple[float, bool]:
     ratios = paired_ratios(a, b)
     low, middle, high = np.percentile(ratios, [25, 50, 75])
     return float(middle), bool(a.disturbed or b.disturbed or (high - low) / middle > SPREAD_ABOVE)
+
+
+class Ratio(NamedTuple):
+    """How many times faster `b` is than `a`, or slower."""
+
+    middle: float
+    low: float
+    high: float
+    """95 % confidence interval."""
+    disturbed: bool
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it may as well be 1."""
+        return self.disturbed or self.low <= 1 <= self.high
+
+    def times(self, factor: float) -> Ratio:
+        """The same of another unit."""
+        return Ratio(self.middle * factor, self.low * factor, self.high * factor, self.disturbed)
+
+
+def ratio_with_interval(a: Timing, b: Timing) -> Ratio:
+    """Median paired ratio of time, a / b, and its 95 % confidence interval by drawing pairs of blocks anew.
+
+    With five blocks the interval is from the least to the largest ratio, as it must be: so few cannot say more.
+    """
+    ratios = np.asarray(paired_ratios(a, b))
+    low, high = np.percentile(np.median(ratios[_draws(len(ratios))], axis=1), [2.5, 97.5])
+    middle, disturbed = paired_ratio(a, b)
+    return Ratio(middle, float(low), float(high), disturbed)
+
+
+@functools.cache
+def _draws(blocks: int) -> np.ndarray:
+    """Numbers of blocks, drawn with repetition, [resamples, blocks]; the same each time."""
+    return np.random.default_rng(0).integers(0, blocks, (_RESAMPLES, blocks))

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,13 @@ from typing import IO, Any
 import numpy as np
 
 from edgemim.edge.benchmark import Block, Name, Timing, interleave, run_block
+from edgemim.edge.conditions import available_memory_mib
 from edgemim.edge.machine import peak_memory_mib
-from edgemim.errors import EdgemimError, MissingLibrary
+from edgemim.errors import EdgemimError, MissingLibrary, NoGpu
 
 _START_TIMEOUT_S = 300.0
 _BLOCK_TIMEOUT_S = 600.0
+_LEAST_MEMORY_MIB = 512.0
 
 
 class CaseFailed(Exception):
@@ -48,6 +51,8 @@ class IsolatedCase:
 
     def __init__(self, opener: str, arguments: Mapping[str, Any], *, threads: int) -> None:
         self.failure: CaseFailed | None = None
+        if (left := available_memory_mib()) < _LEAST_MEMORY_MIB:
+            raise CaseFailed(f"only {left:.0f} MiB of memory are left beside the open cases; measure fewer at once")
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (held as long as the child)
         root = str(Path(__file__).parents[2])
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -61,7 +66,7 @@ class IsolatedCase:
             env=environment,
         )
         self.pid = self._child.pid
-        self.memory_peak_mib = self.memory_before_mib = float("nan")
+        self.memory_peak_mib = self.memory_before_mib = self.cold_start_s = float("nan")
         try:
             self.facts: dict[str, Any] = self._ask({"opener": opener, "arguments": dict(arguments)}, _START_TIMEOUT_S)
         except BaseException:
@@ -113,6 +118,7 @@ class IsolatedCase:
             raise self.failure
         self.memory_peak_mib = answer.pop("memory_peak_mib")
         self.memory_before_mib = answer.pop("memory_before_mib", self.memory_before_mib)
+        self.cold_start_s = answer.pop("cold_start_s", self.cold_start_s)
         return answer
 
     def _death(self) -> str:
@@ -125,12 +131,16 @@ class IsolatedCase:
 
 @dataclass(frozen=True)
 class IsolatedResult:
-    """Timing and memory of one case: the process's peak, and how much of it came with the case."""
+    """Timing and memory of one case: the process's peak, and how much of it came with the case.
+
+    `cold_start_s` is the time from importing the libraries to the end of the first run, compilation included.
+    """
 
     timing: Timing
     facts: Mapping[str, Any]
     memory_peak_mib: float
     memory_added_mib: float
+    cold_start_s: float = float("nan")
 
 
 def measure_isolated(
@@ -165,7 +175,7 @@ def measure_isolated(
 
 def _result(child: IsolatedCase, timing: Timing) -> IsolatedResult:
     added = child.memory_peak_mib - child.memory_before_mib
-    return IsolatedResult(timing, child.facts, child.memory_peak_mib, added)
+    return IsolatedResult(timing, child.facts, child.memory_peak_mib, added, child.cold_start_s)
 
 
 def serve(questions: IO[str], answers: IO[str]) -> None:
@@ -179,6 +189,7 @@ def serve(questions: IO[str], answers: IO[str]) -> None:
     request = json.loads(questions.readline() or "{}")
     if not request:
         return
+    began = time.perf_counter()
     try:
         module, _, function = request["opener"].partition(":")
         opener = getattr(importlib.import_module(module), function)
@@ -186,12 +197,12 @@ def serve(questions: IO[str], answers: IO[str]) -> None:
         call, facts = opener(**request["arguments"])
         call()
     except EdgemimError as error:
-        answer({"error": str(error), "absent": isinstance(error, MissingLibrary)})
+        answer({"error": str(error), "absent": isinstance(error, MissingLibrary | NoGpu)})
         return
     except Exception as error:
         answer({"error": f"{type(error).__name__}: {error}", "absent": False})
         return
-    answer({**facts, "memory_before_mib": before})
+    answer({**facts, "cold_start_s": time.perf_counter() - began, "memory_before_mib": before})
     for line in questions:
         order = json.loads(line)
         block = run_block(call, order["seconds"], order["runs"])

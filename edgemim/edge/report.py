@@ -164,7 +164,7 @@ def plot_curves(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, log_y: bool = False
 ) -> Figure:
     """Lines of (x values, y values) by name."""
-    figure, axes = _frame(6.6, 3.3)
+    figure, axes = frame(6.6, 3.3)
     for index, (name, (xs, ys)) in enumerate(series.items()):
         style = ("-", "--", ":")[index // len(COLOURS) % 3]
         axes.plot(xs, ys, label=name, color=COLOURS[index % len(COLOURS)], linestyle=style, linewidth=1.6)
@@ -179,7 +179,7 @@ def plot_bars(
     values: Mapping[str, Sequence[float]], *, y: str, baseline: float | None = None, note: str = ""
 ) -> Figure:
     """A bar for the mean of each named list, its sample deviation as a whisker and every value as a dot."""
-    figure, axes = _frame(6.6, 3.3)
+    figure, axes = frame(6.6, 3.3)
     for index, (_, points) in enumerate(values.items()):
         mean, deviation = float(np.mean(points)), float(np.std(points, ddof=1)) if len(points) > 1 else 0.0
         axes.bar(index, mean, width=0.6, yerr=deviation, capsize=4, color=COLOURS[index % len(COLOURS)], alpha=0.75)
@@ -201,7 +201,7 @@ def plot_latency(rows: Mapping[str, tuple[float, float, float]], *, unit: str = 
 
     The axis is logarithmic: a runtime ten times slower, or one late call, would squeeze the rest of a linear one.
     """
-    figure, axes = _frame(7.2, 1.2 + 0.3 * len(rows))
+    figure, axes = frame(7.2, 1.2 + 0.3 * len(rows))
     for index, (p50, p90, p99) in enumerate(rows.values()):
         axes.plot([p50, p99], [index, index], color="#888888", linewidth=1.4, zorder=1)
         axes.plot(p90, index, "|", color="#555555", markersize=9, markeredgewidth=1.6)
@@ -222,7 +222,7 @@ def plot_confusion(counts: np.ndarray, labels: Sequence[str]) -> Figure:
     as percent of the row where counts are long (pixels)."""
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = float(np.clip(1.6 + 0.36 * len(labels), 3.5, 11))
-    figure, axes = _frame(side + 0.6, side)
+    figure, axes = frame(side + 0.6, side)
     axes.grid(visible=False)
     # Cells need not be square: with a fixed aspect, long class names push the axis label out of the picture.
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -254,8 +254,8 @@ def plot_images(rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str]) ->
     return figure
 
 
-def _frame(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure (inches) and its plain axes: no pyplot, so nothing global and no display."""
+def frame(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of that size in inches and its plain axes: no pyplot, so nothing global and no display."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)

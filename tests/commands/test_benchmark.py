@@ -1,7 +1,9 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,12 +13,21 @@ from tiny_artifact import tiny_artifact
 from tiny_tracker import tiny_tracker
 
 from edgemim.cli import main
-from edgemim.commands.benchmark import BenchmarkConfig, benchmark, open_case
+from edgemim.commands.benchmark import BenchmarkConfig, benchmark, command_line
+from edgemim.commands.benchmark_sources import RUNTIMES
 from edgemim.edge.machine import usable_cpus
+from edgemim.edge.roofline import Roofline
 from edgemim.errors import UserError
 
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
 QUICK = {"seconds": 0.02, "runs": 5, "threads": (1,)}
+
+
+@pytest.fixture(autouse=True)
+def _known_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it had been measured, which takes seconds for each thread count."""
+    roof = Roofline(1, 100.0, 400.0, 10.0, {"fp32": "x", "int8": "y"}, 0.0)
+    monkeypatch.setattr("edgemim.commands.benchmark.measure_roofline", lambda threads: replace(roof, threads=threads))
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, *hidden: str) -> None:
@@ -33,7 +44,7 @@ def by_case(rows: list[dict]) -> dict[tuple, dict]:
 
 def test_every_file_on_every_runtime_that_reads_it(tmp_path: Path) -> None:
     artifact = tiny_artifact(tmp_path / "a", int8=True)
-    result = benchmark(BenchmarkConfig(artifacts=(artifact.folder,), batch=3, **QUICK))
+    result = benchmark(BenchmarkConfig(artifacts=(artifact.folder,), batch=(1, 3), **QUICK))
     rows = by_case(result["rows"])
     runtimes = ["onnxruntime", "openvino"] if HAS_OPENVINO else ["onnxruntime"]
     measured = {key for key, row in rows.items() if row["status"] == "ok"}
@@ -51,17 +62,26 @@ def test_every_file_on_every_runtime_that_reads_it(tmp_path: Path) -> None:
         assert row["version"]
         assert 0 <= row["foreign_load"] <= 1
         assert row["baseline"] == "onnx-fp32 on onnxruntime"
+        assert row["latency_p50_low_ms"] <= row["latency_p50_ms"] <= row["latency_p50_high_ms"]
+        assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
+        assert row["cold_start_s"] > 0
+        assert row["gflop"] == pytest.approx(2e-9 * (3 * 16 * 16 * 32 + 32 * 4))
+        peak = 400 if key[0] == "onnx-int8" else 100  # the fixture's
+        ms_per_image = row["latency_p50_ms"] / key[2]
+        assert row["roofline_share"] == pytest.approx(row["gflop"] / (ms_per_image / 1000) / peak)
     assert rows["onnx-fp32", "onnxruntime", 1, 1]["speedup"] == 1.0
 
 
 def test_what_is_written(tmp_path: Path) -> None:
     artifact = tiny_artifact(tmp_path / "a")
-    config = BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("onnxruntime",), batch=1, **QUICK)
+    config = BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("onnxruntime",), batch=(1,), **QUICK)
     result = benchmark(config)
     out = artifact.folder / "benchmark"
     assert json.loads((out / "benchmark.json").read_text()) == result
     assert result["machine"]["versions"]["onnxruntime"]
     assert "cpu_flags" in result["machine"]
+    page = (out / "benchmark.html").read_text()
+    assert result["command"] in page and "onnx-fp32" in page and page.count("data:image/png") >= 2
     picture = np.asarray(Image.open(out / "latency.png").convert("L"))
     assert (picture < 200).mean() > 0.005
     record = json.loads((out / "run.json").read_text())
@@ -73,7 +93,7 @@ def test_the_pytorch_row_is_the_baseline(tmp_path: Path, small_finetune_run: Pat
     run = str(small_finetune_run)
     artifact = tiny_artifact(tmp_path / "a", size=64, labels=PHOTOS, source={"run": run})
     result = benchmark(
-        BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("pytorch", "onnxruntime"), batch=1, **QUICK)
+        BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("pytorch", "onnxruntime"), batch=(1,), **QUICK)
     )
     rows = by_case(result["rows"])
     torch_row = rows["fp32", "pytorch", 1, 1]
@@ -84,31 +104,15 @@ def test_the_pytorch_row_is_the_baseline(tmp_path: Path, small_finetune_run: Pat
     assert {row["baseline"] for row in rows.values()} == {"fp32 on pytorch"}
 
 
-def test_the_torch_session_computes_what_its_run_does(tmp_path: Path, small_finetune_run: Path) -> None:
-    from edgemim.tasks import load_task
-
-    artifact = tiny_artifact(tmp_path / "a", size=64, labels=PHOTOS, source={"run": str(small_finetune_run)})
-    call, facts = open_case(str(artifact.folder), "fp32", "pytorch", batch=2, threads=1)
-    import torch
-
-    images = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
-    expected = load_task(small_finetune_run).export_module()(torch.from_numpy(images)).detach().numpy()
-    found = call()
-    assert facts == {"precision": "fp32"}
-    assert isinstance(found, dict)
-    assert np.allclose(found["logits"], expected, atol=1e-5)
-    assert torch.get_num_threads() == 1
-
-
 def test_absent_runtimes_are_rows_that_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, "openvino", "torch")
     (tmp_path / "run").mkdir()
     artifact = tiny_artifact(tmp_path / "a", source={"run": str(tmp_path / "run")})
-    rows = by_case(benchmark(BenchmarkConfig(artifacts=(artifact.folder,), batch=1, **QUICK))["rows"])
+    rows = by_case(benchmark(BenchmarkConfig(artifacts=(artifact.folder,), batch=(1,), **QUICK))["rows"])
     assert rows["onnx-fp32", "onnxruntime", 1, 1]["status"] == "ok"
     absent = {key[1]: row["reason"] for key, row in rows.items() if row["status"] == "absent"}
     assert absent == {
-        "openvino": "openvino is not installed: pip install 'edgemim[openvino]'",
+        "openvino": "runtime openvino is not installed: pip install 'edgemim[openvino]'",
         "pytorch": "torch is not installed: pip install 'edgemim[train]'",
     }
 
@@ -119,7 +123,7 @@ def test_absent_runtimes_are_rows_that_say_how_to_get_them(tmp_path: Path, monke
 )
 def test_no_pytorch_row_without_its_run(tmp_path: Path, source: dict[str, str], reason: str) -> None:
     artifact = tiny_artifact(tmp_path / "a", source=source)
-    config = BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("pytorch", "onnxruntime"), batch=1, **QUICK)
+    config = BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("pytorch", "onnxruntime"), batch=(1,), **QUICK)
     row = by_case(benchmark(config)["rows"])["fp32", "pytorch", None, None]
     assert (row["status"], row["reason"]) == ("skipped", reason)
 
@@ -127,7 +131,7 @@ def test_no_pytorch_row_without_its_run(tmp_path: Path, source: dict[str, str], 
 def test_a_model_that_a_runtime_refuses_is_a_failed_row(tmp_path: Path) -> None:
     good = tiny_artifact(tmp_path / "good")
     bad = tiny_artifact(tmp_path / "bad", operator="NoSuchOperator")
-    config = BenchmarkConfig(artifacts=(good.folder, bad.folder), runtimes=("onnxruntime",), batch=1, **QUICK)
+    config = BenchmarkConfig(artifacts=(good.folder, bad.folder), runtimes=("onnxruntime",), batch=(1,), **QUICK)
     rows = {Path(row["artifact"]).name: row for row in benchmark(config)["rows"]}
     assert rows["good"]["status"] == "ok"
     assert rows["bad"]["status"] == "failed"
@@ -137,14 +141,14 @@ def test_a_model_that_a_runtime_refuses_is_a_failed_row(tmp_path: Path) -> None:
 def test_nothing_measured_is_an_error(tmp_path: Path) -> None:
     artifact = tiny_artifact(tmp_path / "a", operator="NoSuchOperator")
     with pytest.raises(UserError, match="nothing could be measured"):
-        benchmark(BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("onnxruntime",), batch=1, **QUICK))
+        benchmark(BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("onnxruntime",), batch=(1,), **QUICK))
     record = json.loads((artifact.folder / "benchmark" / "run.json").read_text())
     assert (record["status"], record["exit_code"]) == ("failed", 2)
 
 
 def test_a_fixed_batch_is_measured_alone(tmp_path: Path) -> None:
     artifact = tiny_artifact(tmp_path / "a", batch=1)
-    config = BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("onnxruntime",), batch=4, **QUICK)
+    config = BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("onnxruntime",), batch=(1, 4), **QUICK)
     rows = by_case(benchmark(config)["rows"])
     assert rows["onnx-fp32", "onnxruntime", 1, 1]["status"] == "ok"
     assert rows["onnx-fp32", "onnxruntime", 4, 1]["reason"] == "made for batch 1 only"
@@ -153,7 +157,7 @@ def test_a_fixed_batch_is_measured_alone(tmp_path: Path) -> None:
 @pytest.mark.skipif(usable_cpus() < 2, reason="one usable CPU")
 def test_threads_take_effect_and_all_means_all(tmp_path: Path) -> None:
     artifact = tiny_artifact(tmp_path / "a", size=16, width=768, layers=4, batch=64)
-    config = BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("onnxruntime",), batch=64, seconds=0.5)
+    config = BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("onnxruntime",), batch=(64,), seconds=0.5)
     rows = by_case(benchmark(config)["rows"])
     assert {key[3] for key in rows} == {1, usable_cpus()}
     one, all_of_them = (rows["onnx-fp32", "onnxruntime", 64, threads] for threads in (1, usable_cpus()))
@@ -168,7 +172,7 @@ def test_a_disturbed_run_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(measuring.LoadMeter, "stop", lambda self: Load(own=0.5, foreign=0.4, seconds=1.0))
     artifact = tiny_artifact(tmp_path / "a")
-    result = benchmark(BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("onnxruntime",), batch=1, **QUICK))
+    result = benchmark(BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("onnxruntime",), batch=(1,), **QUICK))
     assert result["disturbed"]
     assert result["rows"][0]["speedup_disturbed"]
     output = capsys.readouterr()
@@ -182,7 +186,7 @@ def test_a_quiet_run_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
 
     monkeypatch.setattr(measuring.LoadMeter, "stop", lambda self: Load(own=0.5, foreign=0.02, seconds=1.0))
     artifact = tiny_artifact(tmp_path / "a")
-    result = benchmark(BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("onnxruntime",), batch=1, **QUICK))
+    result = benchmark(BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("onnxruntime",), batch=(1,), **QUICK))
     assert not result["disturbed"]
     assert "disturbed run" not in capsys.readouterr().err
 
@@ -202,6 +206,8 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
     [
         (["nowhere"], "nowhere is not a folder"),
         (["ARTIFACT", "--threads", "-2"], "threads is -2"),
+        (["ARTIFACT", "--batch", "0"], "batch is 0"),
+        (["ARTIFACT", "--files", "onnx-int9"], "--files onnx-int9: no artifact has such a file"),
         (["ARTIFACT", "--blocks", "3"], "blocks"),
         (["ARTIFACT", "--runtimes", "onnxruntme"], "onnxruntme"),
     ],
@@ -231,7 +237,7 @@ def test_the_command_line_without_torch(tmp_path: Path, monkeypatch: pytest.Monk
 def test_every_graph_of_a_tracker_is_measured_at_batch_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     artifact = tiny_tracker(tmp_path / "a", "cached")
     result = benchmark(
-        BenchmarkConfig(artifacts=(artifact.folder,), batch=4, runtimes=("pytorch", "onnxruntime"), **QUICK)
+        BenchmarkConfig(artifacts=(artifact.folder,), batch=(1, 4), runtimes=("pytorch", "onnxruntime"), **QUICK)
     )
     rows = by_case(result["rows"])
     assert {key for key, row in rows.items() if row["status"] == "ok"} == {
@@ -240,3 +246,98 @@ def test_every_graph_of_a_tracker_is_measured_at_batch_1(tmp_path: Path, capsys:
     }
     assert rows["onnx-fp32", "onnxruntime", 4, 1]["reason"] == "made for batch 1 only"
     assert "next: edgemim track VIDEO --artifact" in capsys.readouterr().out
+
+
+def test_a_second_artifact_of_the_same_name_has_its_folder_in_its_name(tmp_path: Path) -> None:
+    folders = tuple(tiny_artifact(tmp_path / name, int8=True).folder for name in "ab")
+    config = BenchmarkConfig(artifacts=folders, runtimes=("onnxruntime",), batch=(1,), files=("*-int8",), **QUICK)
+    rows = benchmark(config)["rows"]
+    assert [(row["model"], row["file"]) for row in rows] == [("tiny in a", "onnx-int8"), ("tiny in b", "onnx-int8")]
+
+
+@pytest.mark.skipif(not HAS_OPENVINO, reason="pip install 'edgemim[openvino]'")
+def test_throughput_counts_all_images_in_flight_and_has_no_latency(tmp_path: Path) -> None:
+    artifact = tiny_artifact(tmp_path / "a")
+    config = BenchmarkConfig(
+        artifacts=(artifact.folder,), runtimes=("openvino", "openvino-throughput"), batch=(2,), **QUICK
+    )
+    result = benchmark(config)
+    single, many = result["rows"]
+    assert many["runtime"] == "openvino-throughput"
+    assert many["latency_p50_ms"] is None
+    assert many["requests"] >= many["streams"] >= 1
+    waves_ms = np.mean(many["block_medians_ms"])
+    assert many["throughput_images_per_s"] == pytest.approx(1000 * 2 * 4 * many["requests"] / waves_ms, rel=0.9)
+    assert many["speedup"] == pytest.approx(
+        many["throughput_images_per_s"] / single["throughput_images_per_s"], rel=0.9
+    )
+
+
+def test_int8_is_set_beside_the_best_fp32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = tiny_artifact(tmp_path / "a", int8=True)
+    config = BenchmarkConfig(artifacts=(artifact.folder,), runtimes=("onnxruntime",), batch=(1,), **QUICK)
+    result = benchmark(config)
+    (best,) = result["int8_over_best_fp32"]
+    assert (best["fp32"], best["int8"]) == ("onnx-fp32 on onnxruntime", "onnx-int8 on onnxruntime")
+    fp32, int8 = (by_case(result["rows"])[f"onnx-{name}", "onnxruntime", 1, 1] for name in ("fp32", "int8"))
+    ratios = np.divide(fp32["block_medians_ms"], int8["block_medians_ms"])
+    assert best["speedup"] == pytest.approx(np.median(ratios))
+    assert f"{best['speedup']:.2f}× as fast" in capsys.readouterr().out
+
+
+def test_peers_of_timm_in_the_same_run(tmp_path: Path) -> None:
+    artifact = tiny_artifact(tmp_path / "a")
+    config = BenchmarkConfig(
+        artifacts=(artifact.folder,), peers=("test_vit",), runtimes=("pytorch", "onnxruntime"), batch=(1,), **QUICK
+    )
+    rows = by_case([row for row in benchmark(config)["rows"] if row["model"] == "test_vit"])
+    assert {key: row["status"] for key, row in rows.items()} == {
+        ("fp32", "pytorch", 1, 1): "ok",
+        ("onnx-fp32", "onnxruntime", 1, 1): "ok",
+    }
+    assert {row["baseline"] for row in rows.values()} == {"fp32 on pytorch"}
+    assert (artifact.folder / "benchmark" / "peers" / "test_vit" / "model.onnx").is_file()
+
+
+def test_a_peer_that_is_none_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    artifact = tiny_artifact(tmp_path / "a")
+    with pytest.raises(UserError, match=r"no network 'fastvit_t9' \(did you mean 'fastvit_t8'\?\)"):
+        benchmark(BenchmarkConfig(artifacts=(artifact.folder,), peers=("fastvit_t9",)))
+
+
+def test_peers_without_torch_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = tiny_artifact(tmp_path / "a")
+    hide(monkeypatch, "torch")
+    config = BenchmarkConfig(
+        artifacts=(artifact.folder,), peers=("test_vit",), runtimes=("onnxruntime",), batch=(1,), **QUICK
+    )
+    absent = [row for row in benchmark(config)["rows"] if row["status"] == "absent"]
+    assert [(row["model"], row["reason"]) for row in absent] == [
+        ("test_vit", "peers need torch: pip install 'edgemim[train]'")
+    ]
+
+
+def test_gpu_runtimes_are_rows_that_say_why(tmp_path: Path) -> None:
+    artifact = tiny_artifact(tmp_path / "a")
+    config = BenchmarkConfig(
+        artifacts=(artifact.folder,), runtimes=("onnxruntime", "onnxruntime-cuda", "tensorrt"), batch=(1,), **QUICK
+    )
+    rows = {row["runtime"]: row for row in benchmark(config)["rows"]}
+    assert rows["onnxruntime"]["status"] == "ok"
+    for name in ("onnxruntime-cuda", "tensorrt"):
+        assert rows[name]["status"] == "ok" or (rows[name]["status"] == "absent" and rows[name]["reason"])
+
+
+def test_the_command_can_be_given_again() -> None:
+    config = BenchmarkConfig(
+        artifacts=(Path("a b"),), threads=(2,), runtimes=("pytorch",), overwrite=True, peers=("x", "y"), out=Path("o")
+    )
+    assert command_line(config) == (
+        "edgemim benchmark 'a b' --peers x y --threads 2 --runtimes pytorch --out o --overwrite"
+    )
+    assert command_line(BenchmarkConfig()) == "edgemim benchmark"
+
+
+def test_every_runtime_can_be_asked_for() -> None:
+    choices = get_args(get_args(BenchmarkConfig.model_fields["runtimes"].annotation)[0])
+    assert choices == ("all", *RUNTIMES)

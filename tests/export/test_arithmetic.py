@@ -52,9 +52,13 @@ def test_convolutions_grouped_strided_and_transposed(tmp_path: Path) -> None:
 
 
 def test_a_shape_that_nobody_knows_gives_no_count(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["found"]),
+        helper.make_node("Cast", ["found"], ["y"], to=1),
+        helper.make_node("MatMul", ["y", "x"], ["z"]),
+    ]
     graph = helper.make_graph(
-        [helper.make_node("NonZero", ["x"], ["found"]), helper.make_node("Cast", ["found"], ["y"], to=1)]
-        + [helper.make_node("MatMul", ["y", "x"], ["z"])],
+        nodes,
         "unknown",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 4])],
         [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)],

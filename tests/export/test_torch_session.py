@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 
 from edgemim.edge.machine import usable_cpus
 from edgemim.edge.runtime import open_session
-from edgemim.errors import UserError
-from edgemim.export.torch_session import open_torch_session
+from edgemim.errors import MissingLibrary, UserError
+from edgemim.export.torch_session import TorchSession, open_torch_session
 
 
 def test_answers_of_the_run(trained_run: Path, artifact, held_out_images: np.ndarray) -> None:
@@ -42,3 +43,20 @@ def test_user_mistakes(trained_run: Path, tmp_path: Path) -> None:
     session = open_torch_session(trained_run, threads=1)
     with pytest.raises(UserError, match="input 'images'"):
         session.run({"images": np.zeros((1, 3, 32, 32), np.float32)})
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler: apt install g++")
+def test_compiled_by_inductor_it_answers_the_same() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Softmax(-1))
+    values = {"x": np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)}
+    eager, compiled = (TorchSession(module, {"x": (None, 8)}, ["y"], 1, compiled=choice) for choice in (False, True))
+    assert (eager.runtime, compiled.runtime) == ("pytorch", "pytorch-compiled")
+    np.testing.assert_allclose(compiled.run(values)["y"], eager.run(values)["y"], atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+
+
+def test_without_a_compiler_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(MissingLibrary, match=r"needs a C\+\+ compiler .* apt install g\+\+"):
+        TorchSession(torch.nn.Linear(2, 2), {"x": (None, 2)}, ["y"], 1, compiled=True)
