@@ -59,13 +59,18 @@ class OpenVinoSession:
 
 def open_file(artifact: Artifact, key: str, threads: int) -> OpenVinoSession:
     """Open an ONNX or OpenVINO file of an artifact. Raises UserError on files that the manifest does not list."""
+    return OpenVinoSession(checked_file(artifact, key), artifact.entry(key).precision, threads)
+
+
+def checked_file(artifact: Artifact, key: str) -> Path:
+    """The path of a file that OpenVINO may read. Raises UserError if it needs others that the manifest does not list."""
     entry = artifact.entry(key)
     path = artifact.file(key)
     if entry.format == "onnx":
         check_external_data(artifact, entry)
     elif str(Path(entry.path).with_suffix(".bin")) not in entry.companions:
         raise UserError(f"{path}: the manifest lists no weights {path.with_suffix('.bin').name}; export it again")
-    return OpenVinoSession(path, entry.precision, threads)
+    return path
 
 
 def _shape(node: openvino.ConstOutput) -> tuple[int | None, ...]:
