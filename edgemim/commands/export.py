@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import pydantic
 import tyro
 from rich.console import Console
@@ -27,12 +26,15 @@ from edgemim.edge.artifact import (
     sha256_of,
 )
 from edgemim.edge.runtime import Session, open_session
+from edgemim.edge.tracking.inference import TEMPLATE_SUFFIX
 from edgemim.errors import EdgemimError, ModelRefused, UserError
 from edgemim.export.arithmetic import gflop_of
+from edgemim.export.attention_form import split_attentions
 from edgemim.export.onnx import DEFAULT_OPSET, export_onnx
 from edgemim.export.openvino import convert, missing_packages, require_packages
-from edgemim.export.parity import DEFAULT_TOLERANCE, Parity, check_weights, measure_parity, refuse_if_apart
+from edgemim.export.parity import DEFAULT_TOLERANCE, Parity, check_weights, figures_of, measure_parity, refuse_if_apart
 from edgemim.export.quantize import Int8Config
+from edgemim.export.reduced import REDUCED_TOLERANCES, precision_of, require_bf16, write_bf16, write_fp16
 from edgemim.export.staging import check_free, staged
 from edgemim.export.tracking import measure_tracker_parity, open_tracker, write_tracker
 from edgemim.models.weights import MODEL_FILE
@@ -52,6 +54,10 @@ class ExportConfig(Int8Config):
     """Write ONNX; every other format is made from it, so it cannot be left out."""
     openvino: bool = False
     """Write OpenVINO's own format too (and with --int8, its INT8 too, or fail where it is not installed)."""
+    fp16: bool = False
+    """Write float16 files too: ONNX for GPUs, and with --openvino its format at half the size (CPUs compute in float32)."""
+    bf16: bool = False
+    """Name OpenVINO's FP32 file a second time, computed in bfloat16; for CPUs with its instructions, and made on one."""
     tensorrt: bool = False
     """Write files for TensorRT too (float16, INT8 as its parser wants it) with the lines that build them; checked by
     tensorrt-rtx, which needs no GPU. They lie in ARTIFACT/tensorrt, with trt_plan.json."""
@@ -73,6 +79,10 @@ class ExportConfig(Int8Config):
     """Held-out images (pairs, for a tracker) that the exported files are compared with PyTorch on."""
     tolerance: float = pydantic.Field(default=DEFAULT_TOLERANCE, gt=0)
     """Largest difference of an output from PyTorch's, over the largest output (at least 1)."""
+    fp16_tolerance: float = pydantic.Field(default=REDUCED_TOLERANCES["fp16"], gt=0)
+    """The same for float16 files."""
+    bf16_tolerance: float = pydantic.Field(default=REDUCED_TOLERANCES["bf16"], gt=0)
+    """The same for what is computed in bfloat16."""
 
 
 def export_model(config: ExportConfig) -> dict[str, Any]:
@@ -88,6 +98,8 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
     _refuse_idle_options(config)
     if config.openvino:
         require_packages(quantize=config.int8)
+    if config.bf16:
+        require_bf16(openvino=config.openvino)
     run = find_run(config.run, "finetune")
     out = config.out or run / "artifact"
     check_free(out, overwrite=config.overwrite)
@@ -170,6 +182,10 @@ def _build(folder: Path, run: Path, task: Task, config: ExportConfig, trained_si
             files, weights = write_tracker(folder, task, **options, metadata=_metadata(manifest))
         else:
             files, weights = _write(folder, task, manifest, config)
+        if config.fp16:
+            files |= write_fp16(folder, files, openvino=config.openvino)
+        if config.bf16:
+            files |= write_bf16(files)
     gflop = gflop_of(folder, files)
     return create(folder, manifest.model_copy(update={"files": files, "parity": weights, "gflop": gflop}))
 
@@ -178,7 +194,7 @@ def _write(
     folder: Path, task: Task, manifest: Manifest, config: ExportConfig
 ) -> tuple[dict[str, ModelFile], dict[str, float | int]]:
     """One graph from images to outputs, and how many weights were found in it bit for bit."""
-    module, path = task.export_module().cpu(), folder / "model.onnx"
+    module, path = split_attentions(task.export_module().cpu()), folder / "model.onnx"
     export_onnx(
         module,
         task.example_input(config.fixed_batch or 2),
@@ -241,16 +257,12 @@ def _compare(artifact: Artifact, sessions: dict[str, Session], task: Task, confi
             output_name=manifest.output_names[0],
             fixed=config.fixed_batch,
         )
-    refuse_if_apart(parities, config.tolerance)
-    figures: dict[str, float | int] = {
-        "images": next(iter(parities.values())).images,
-        "tolerance": config.tolerance,
-        "max_abs_error": float(np.max([parity.max_abs_error for parity in parities.values()])),
-        "relative_error": float(np.max([parity.relative_error for parity in parities.values()])),
-        "cosine": float(np.min([parity.cosine for parity in parities.values()])),
-    }
-    for runtime, parity in parities.items():
-        figures |= {f"{runtime}_max_abs_error": parity.max_abs_error, f"{runtime}_cosine": parity.cosine}
+    tolerances = {"fp32": config.tolerance, "fp16": config.fp16_tolerance, "bf16": config.bf16_tolerance}
+    figures: dict[str, float | int] = {}
+    for precision, tolerance in tolerances.items():
+        found = {name: parity for name, parity in parities.items() if precision_of(name) == precision}
+        refuse_if_apart(found, tolerance)
+        figures |= figures_of(found, tolerance, prefix="" if precision == "fp32" else f"{precision}_")
     artifact.manifest = manifest.model_copy(update={"parity": {**manifest.parity, **figures}})
     artifact.save_manifest()
     return parities
@@ -269,7 +281,10 @@ def _sessions(artifact: Artifact, task: Task, record: RunRecord) -> dict[str, Se
             record.warn(f"{error}; the artifact is for ONNX Runtime alone")
     if "openvino-fp32" in artifact.manifest.files:
         sessions["openvino_ir"] = open_it("openvino-fp32")
-    return sessions
+    reduced = [
+        key for key in artifact.manifest.files if precision_of(key) != "fp32" and not key.endswith(TEMPLATE_SUFFIX)
+    ]
+    return sessions | {key: open_it(key) for key in reduced}
 
 
 def _show(artifact: Artifact, parities: dict[str, Parity]) -> None:

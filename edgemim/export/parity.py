@@ -106,6 +106,27 @@ def refuse_if_apart(parities: Mapping[str, Parity], tolerance: float) -> None:
             )
 
 
+def figures_of(parities: Mapping[str, Parity], tolerance: float, *, prefix: str = "") -> dict[str, float | int]:
+    """What a manifest keeps: images, tolerance, the worst of each figure, and each runtime's own; {} of no parities.
+
+    A not-a-number stays one.
+    """
+    if not parities:
+        return {}
+    found = list(parities.values())
+    figures: dict[str, float | int] = {
+        "images": found[0].images,
+        "tolerance": tolerance,
+        "max_abs_error": float(np.max([parity.max_abs_error for parity in found])),
+        "relative_error": float(np.max([parity.relative_error for parity in found])),
+        "cosine": float(np.min([parity.cosine for parity in found])),
+    }
+    figures = {prefix + name: value for name, value in figures.items()}
+    for runtime, parity in parities.items():
+        figures |= {f"{runtime}_max_abs_error": parity.max_abs_error, f"{runtime}_cosine": parity.cosine}
+    return figures
+
+
 def check_weights(module: nn.Module, path: Path) -> tuple[int, int]:
     """Look up every parameter of the module in an ONNX file, bit for bit; returns (found, all).
 

@@ -19,7 +19,7 @@ from edgemim.commands.export import ExportConfig, export_model
 from edgemim.edge.artifact import Artifact, sha256_of
 from edgemim.edge.runtime import open_session
 from edgemim.errors import GateRefused, MissingLibrary, UserError
-from edgemim.export import fidelity
+from edgemim.export import fidelity, reduced
 
 
 @pytest.fixture
@@ -128,3 +128,20 @@ def test_openvino_is_missing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(MissingLibrary, match="needs openvino: pip install"):
         export_model(ExportConfig(run=run, openvino=True))
     assert not (run / "artifact").exists()
+
+
+def test_reduced_precision_is_judged_by_tolerances_of_its_own(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO: pip install 'edgemim[openvino]'")
+    monkeypatch.setattr(reduced, "cpu_flags", lambda: ("avx512_bf16",))
+    config = ExportConfig(run=run, openvino=True, fp16=True, bf16=True, parity_images=8)
+    export_model(config)
+    manifest = Artifact.open(run / "artifact").manifest
+    assert {"onnx-fp16", "openvino-fp16", "openvino-bf16"} < set(manifest.files)
+    parity = manifest.parity
+    assert parity["relative_error"] < 1e-4 < parity["fp16_tolerance"]
+    assert 1e-7 < parity["onnx-fp16_max_abs_error"] < 0.02
+    assert "openvino-bf16_cosine" in parity
+    # its own tolerance refuses it, FP32's does not
+    with pytest.raises(GateRefused, match="on onnx-fp16 the exported model is off"):
+        export_model(config.model_copy(update={"out": run / "strict", "fp16_tolerance": 1e-9}))
+    assert not (run / "strict").exists()

@@ -12,11 +12,14 @@ from onnx import numpy_helper
 
 from edgemim.edge.runtime import open_session
 from edgemim.errors import GateRefused, UserError
+from edgemim.export.attention_form import split_attentions
 from edgemim.export.parity import (
+    Parity,
     check_weights,
     chunks,
     compare,
     cosines,
+    figures_of,
     measure_parity,
     refuse_if_apart,
     run_batched,
@@ -96,8 +99,9 @@ def test_the_exported_file_passes(artifact, task, held_out_images: np.ndarray) -
     assert 0 < parity.max_abs_error < 2e-5
     assert parity.cosine > 0.999999
     refuse_if_apart({"ort": parity}, 1e-4)
-    found, total = check_weights(task.export_module(), artifact.file())
-    assert found == total == len(list(task.model.parameters()))
+    exported = split_attentions(task.export_module())
+    found, total = check_weights(exported, artifact.file())
+    assert found == total == len(list(exported.parameters()))
 
 
 def move(path: Path, name: str, change) -> str:
@@ -146,3 +150,12 @@ def test_one_single_weight_of_a_transposed_matrix(artifact, task) -> None:
     move(artifact.file(), names[0], scale_one)
     with pytest.raises(GateRefused, match=r"weight blocks\.1\.mlp\.fc2\.weight"):
         check_weights(task.export_module(), artifact.file())
+
+
+def test_figures_keep_the_worst_and_each() -> None:
+    found = {"a": Parity(5, 0.1, 0.01, 0.9), "b": Parity(5, 0.2, 0.005, 0.99)}
+    figures = figures_of(found, 0.5, prefix="fp16_")
+    assert figures["fp16_max_abs_error"] == 0.2 == figures["b_max_abs_error"]
+    assert (figures["fp16_relative_error"], figures["fp16_cosine"], figures["fp16_tolerance"]) == (0.01, 0.9, 0.5)
+    assert figures_of({}, 0.5) == {}
+    assert np.isnan(figures_of({**found, "c": Parity(1, float("nan"), 1, 1)}, 0.5)["max_abs_error"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import openvino
 
 from edgemim.edge.artifact import Artifact
+from edgemim.edge.machine import BF16_FLAGS, cpu_flags
 from edgemim.edge.runtime.external_data import check_external_data
 from edgemim.edge.runtime.session import check_inputs
 from edgemim.errors import ModelRefused, UserError
@@ -26,19 +29,23 @@ def core() -> openvino.Core:
 
 
 class OpenVinoSession:
-    """A model compiled for the CPU: one stream, tuned for latency, float parts in float32."""
+    """A model compiled for the CPU: one stream, tuned for latency, float parts in float32 unless bfloat16 is asked for.
+
+    bfloat16 needs a CPU that has its instructions; on another the session warns and computes in float32.
+    """
 
     runtime = "openvino"
 
-    def __init__(self, path: Path, precision: str, threads: int) -> None:
+    def __init__(self, path: Path, precision: str, threads: int, execution: Literal["f32", "bf16"] = "f32") -> None:
         self.precision = precision
         self.threads = threads
+        self.execution = execution_here(execution, path)
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": str(threads),
-            # On CPUs with bfloat16 instructions the default would round an FP32 model; parity was measured without.
-            "INFERENCE_PRECISION_HINT": "f32",
+            # On CPUs with bfloat16 instructions OpenVINO's default would round every model, judged so or not.
+            "INFERENCE_PRECISION_HINT": self.execution,
         }
         try:
             self._compiled = core().compile_model(core().read_model(path), "CPU", settings)
@@ -59,7 +66,25 @@ class OpenVinoSession:
 
 def open_file(artifact: Artifact, key: str, threads: int) -> OpenVinoSession:
     """Open an ONNX or OpenVINO file of an artifact. Raises UserError on files that the manifest does not list."""
-    return OpenVinoSession(checked_file(artifact, key), artifact.entry(key).precision, threads)
+    entry = artifact.entry(key)
+    return OpenVinoSession(checked_file(artifact, key), entry.precision, threads, entry.execution)
+
+
+def execution_here(asked: Literal["f32", "bf16"], path: Path) -> Literal["f32", "bf16"]:
+    """What this CPU computes float parts in: as asked, or float32 with a warning."""
+    if asked == "bf16" and not computes_bf16():
+        warnings.warn(
+            f"{path.name} was judged with its float parts in bfloat16, which this CPU lacks: they are computed in float32, "
+            "as exact but slower",
+            stacklevel=2,
+        )
+        return "f32"
+    return asked
+
+
+def computes_bf16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16; without them it would emulate, several times slower."""
+    return bool(BF16_FLAGS & set(cpu_flags()))
 
 
 def checked_file(artifact: Artifact, key: str) -> Path:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +71,19 @@ def test_a_signal_after_sessions_were_closed_does_not_crash(tmp_path: Path) -> N
     )
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stdout) == (0, "noted\n"), ended.stderr
+
+
+@pytest.mark.parametrize(("flags", "expected"), [(("avx512_bf16",), "bf16"), (("avx512_vnni",), "f32")])
+def test_bfloat16_is_asked_for_only_where_the_cpu_has_it(tmp_path: Path, monkeypatch, flags, expected) -> None:
+    from edgemim.edge.runtime import openvino as module
+
+    artifact = with_own_format(tmp_path, ["m.bin"])
+    entry = artifact.manifest.files["openvino-fp32"].model_copy(update={"execution": "bf16"})
+    artifact = create(tmp_path, artifact.manifest.model_copy(update={"files": {"openvino-bf16": entry}}))
+    monkeypatch.setattr(module, "cpu_flags", lambda: flags)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        session = open_session(artifact, "openvino-bf16")
+    assert session.execution == expected  # type: ignore[attr-defined]
+    told = [str(warning.message) for warning in caught if "bfloat16" in str(warning.message)]
+    assert len(told) == (expected == "f32")
