@@ -11,9 +11,11 @@ from rich.console import Console
 
 from edgemim.edge.artifact import Artifact
 from edgemim.errors import GateRefused, UserError
+from edgemim.export.quantization_aware import AwareConfig
 from edgemim.export.quantize import Int8Config, Verdict, quantize_artifact
 from edgemim.export.quantize_report import PICTURE, REPORT, int8_files, judge_again, report_table, write_report
 from edgemim.export.tracking_int8 import TRACKER_MAKER
+from edgemim.export.tuned_int8 import check_aware, told_of_tuning, tune_and_judge
 from edgemim.run import FolderLock, RunRecord, find_run
 from edgemim.tasks import TrackingTask, load_task
 
@@ -25,6 +27,8 @@ class QuantizeConfig(Int8Config):
     """Folder that `edgemim export` wrote; default the newest."""
     run: Path | None = None
     """Fine-tuning run that it came from, if it is no longer where the manifest says."""
+    aware: AwareConfig = AwareConfig()
+    """Fine-tuning for INT8 that misses the gate in quality; off unless --aware.epochs is given."""
     overwrite: bool = False
     """Make INT8 files again that are there already."""
     report: bool = False
@@ -43,6 +47,7 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
     artifact = Artifact.open(folder)
     task = load_task(_run_folder(artifact, config), data=config.data, val=config.val)
     task = task.at_size(artifact.manifest.preprocessing.image_size)
+    check_aware(task, config.aware)
     maker = TRACKER_MAKER if isinstance(task, TrackingTask) else None
     again = config.report and not config.targets and not config.overwrite and bool(int8_files(artifact))
     place = folder / "quantize"
@@ -54,6 +59,8 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
                     verdicts = judge_again(artifact, task, config, maker)
                 else:
                     verdicts = quantize_artifact(artifact, task, config, overwrite=config.overwrite, maker=maker)
+            if not again:  # outside the spinner: it has a progress line of its own
+                verdicts = tune_and_judge(artifact, task, config, config.aware, verdicts, place / "aware")
             record.results["quantization"] = {verdict.key: verdict.report for verdict in verdicts}
             record.results["outcomes"] = {verdict.key: verdict.outcome for verdict in verdicts}
             _show(verdicts)
@@ -118,6 +125,8 @@ def _show(verdicts: Sequence[Verdict]) -> None:
         console = Console(width=180)
     console.print(report_table(verdicts))
     for verdict in verdicts:
+        if aware := verdict.report.get("aware"):
+            print(f"{verdict.key}: {told_of_tuning(aware, verdict.report)}")
         if searched := verdict.report.get("search"):
             before = searched["all_int8"]
             told = (
