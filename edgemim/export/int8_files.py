@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgemim.edge.artifact import ModelFile, describe_file
 from edgemim.export.int8_config import Isa, Target
@@ -16,7 +16,10 @@ from edgemim.export.smoothing import Inputs, smooth_onnx
 
 _RECIPES = {
     ("onnx-int8", False): "ONNX Runtime dynamic, per channel, MatMul and Gemm",
-    ("onnx-int8", True): "ONNX Runtime, per channel: Conv but the patch embedding static, MatMul and Gemm dynamic",
+    (
+        "onnx-int8",
+        True,
+    ): "ONNX Runtime, per channel: Conv but the first (patch embedding, stem) static, MatMul and Gemm dynamic",
     ("openvino-int8", False): "NNCF post-training, model_type=TRANSFORMER, patch embedding in float",
 }
 Layer = tuple[str, str]
@@ -71,7 +74,14 @@ def hash_inputs(inputs: Iterable[Inputs]) -> str:
 
 
 def make_int8(
-    folder: Path, key: Target, graphs: Sequence[SourceGraph], place: Path, *, isa: Isa, floats: Collection[Layer] = ()
+    folder: Path,
+    key: Target,
+    graphs: Sequence[SourceGraph],
+    place: Path,
+    *,
+    isa: Isa,
+    floats: Collection[Layer] = (),
+    execution: Literal["f32", "bf16"] = "f32",
 ) -> tuple[dict[str, ModelFile], str]:
     """Write the files of a target into `place`, a folder inside the artifact's.
 
@@ -82,6 +92,7 @@ def make_int8(
         place: where to write; made if need be.
         isa: 'vnni' or 'portable'.
         floats: layers that stay in float.
+        execution: what OpenVINO computes float parts in; of ONNX files it is always float32.
 
     Returns:
         Manifest entries by key, and the recipe's name. Raises ModelRefused.
@@ -99,12 +110,12 @@ def make_int8(
             quantize_convolutions_onnx(graph.path, target, graph.inputs, **options)
         else:
             quantize_dynamic_onnx(graph.path, target, **options)
-        entries[key + graph.suffix] = describe_int8(folder, target, isa)
+        entries[key + graph.suffix] = describe_int8(folder, target, isa, execution)
         convolutional |= inner
     return entries, _RECIPES[key, convolutional]
 
 
-def describe_int8(folder: Path, path: Path, isa: Isa) -> ModelFile:
+def describe_int8(folder: Path, path: Path, isa: Isa, execution: Literal["f32", "bf16"] = "f32") -> ModelFile:
     """The manifest entry of an INT8 file that lies in a folder inside the artifact's, weights beside OpenVINO's."""
     place = path.relative_to(folder).as_posix()
     openvino = path.suffix == ".xml"
@@ -115,5 +126,6 @@ def describe_int8(folder: Path, path: Path, isa: Isa) -> ModelFile:
         precision="int8",
         companions=[place.removesuffix(".xml") + ".bin"] if openvino else [],
         isa=isa,
+        execution=execution if openvino else "f32",
         notes="8-bit weights" if isa == "vnni" else "7-bit weights, safe on CPUs without 8-bit dot products",
     )

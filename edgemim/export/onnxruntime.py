@@ -69,7 +69,8 @@ def quantize_convolutions_onnx(
     Dynamic convolutions are slow there, and left in float they are most of a segmentation model's time. Measured on a
     micro ViT with Semantic-FPN (one thread, time over FP32's, equal pixels): linear layers dynamic alone 0.85 and
     99.8 %; convolutions static alone 0.77 and 99.7 %; both static 0.65 and 99.6 %; this 0.60 and 99.7 %. The patch
-    embedding stays in float, and so does everything between the convolutions.
+    embedding stays in float, and so does everything between the convolutions. Convolutional networks gain too (224 px,
+    least of 60 interleaved runs, one thread, a busy machine): ResNet-18 34.5 to 15.6 ms, MobileNetV3-Large 6.2 to 5.5.
 
     Args:
         source: the FP32 model.
