@@ -76,8 +76,9 @@ class TrackingConfig(TrackingTraining):
     score_bias: float | None = None
     """Where a new head's score map begins, before the sigmoid; default near 0, one half everywhere, as published.
     CenterNet's -2.19 (arXiv 1904.07850) is one in ten, which saves a short run some hundred steps."""
-    backbone_rate: float = pydantic.Field(default=0.1, gt=0)
-    """Learning rate of the encoder and its positions over that of the head."""
+    backbone_rate: float = pydantic.Field(default=0.1, ge=0)
+    """Learning rate of the encoder and its positions over that of the head; 0 keeps them as they were pre-trained, which
+    with matching blocks is all that a few thousand still pairs can better."""
 
     def learning_rate(self, step: int, plan: Plan, *, peak: float, final: float) -> float:
         """The head's rate at a 0-based step of a plan."""

@@ -101,12 +101,14 @@ def _counted(model: OneStreamTracker) -> str:
 
 
 def build_tracker_optimizer(model: OneStreamTracker, config: FinetuneConfig, backbone_rate: float) -> torch.optim.AdamW:
-    """AdamW as published: the backbone at a share of the head's rate, every parameter decayed."""
+    """AdamW as published: the backbone at a share of the head's rate (of 0 it is frozen), every parameter decayed."""
     head = {id(parameter) for parameter in model.head.parameters()}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) in head], "lr_scale": 1.0},
-        {"params": [p for p in model.parameters() if id(p) not in head], "lr_scale": backbone_rate},
-    ]
+    backbone = [p for p in model.parameters() if id(p) not in head]
+    groups: list[dict[str, Any]] = [{"params": list(model.head.parameters()), "lr_scale": 1.0}]
+    if backbone_rate:
+        groups.append({"params": backbone, "lr_scale": backbone_rate})
+    for parameter in backbone:
+        parameter.requires_grad_(backbone_rate > 0)
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 

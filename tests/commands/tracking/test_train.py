@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from torch import Tensor  # noqa: E402
 import edgemim  # noqa: E402
 from edgemim.cli import main  # noqa: E402
 from edgemim.commands.tracking.train import build_tracker_optimizer, measure  # noqa: E402
-from edgemim.config import parse  # noqa: E402
+from edgemim.config import parse, to_yaml  # noqa: E402
 from edgemim.data.tracking.pairs import PairBatch  # noqa: E402
 from edgemim.errors import UserError  # noqa: E402
 from edgemim.models.one_stream import OneStreamTracker  # noqa: E402
@@ -74,6 +77,35 @@ def test_stopped_and_resumed_is_the_same_run(data: Path, tmp_path: Path) -> None
     edgemim.finetune(config_of(data, out=tmp_path / "parts", **options, resume=True, workers=1))
     whole, parts = (read_tensors(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_a_frozen_backbone_stays_as_it_was(data: Path, tmp_path: Path) -> None:
+    edgemim.finetune(config_of(data, out=tmp_path / "first", epochs=1, evaluate_every=0))
+    task = {**TASK, "backbone_rate": 0, "tracker": {**TASK["tracker"], "matching_blocks": (2,), "attention": "cached"}}
+    init = str(tmp_path / "first")
+    edgemim.finetune(config_of(data, out=tmp_path / "second", task=task, init=init, ema_decay=0.9))
+    first, second = (read_tensors(tmp_path / name / "model" / "model.safetensors") for name in ("first", "second"))
+    backbone = [key for key in first if not key.startswith("head.")]
+    assert len(backbone) > 20 and all(torch.equal(first[key], second[key]) for key in backbone)
+    assert second["head.score.0.0.weight"].shape[1] == first["head.score.0.0.weight"].shape[1] + 16
+    assert not torch.equal(first["head.score.1.0.weight"], second["head.score.1.0.weight"])
+
+
+@pytest.mark.timeout(300)
+def test_two_ranks_train_one_tracker_and_do_so_again(data: Path, tmp_path: Path) -> None:
+    settings = config_of(data).model_copy(update={"evaluate_every": 0.0})
+    (tmp_path / "settings.yaml").write_text(to_yaml(settings))
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "edgemim"]
+    for name in ("once", "again"):
+        words = ["finetune", "--config", str(tmp_path / "settings.yaml"), "--out", str(tmp_path / name)]
+        ended = subprocess.run(
+            [*ranks, *words], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        assert ended.returncode == 0, ended.stderr[-2000:]
+    record = json.loads((tmp_path / "once" / "run.json").read_text())
+    assert record["status"] == "done" and record["results"]["evaluated_pairs"] == 12
+    once, again = (read_tensors(tmp_path / name / "model" / "model.safetensors") for name in ("once", "again"))
+    assert all(torch.equal(once[key], again[key]) for key in once)
 
 
 def test_the_best_weights_may_be_kept(data: Path, tmp_path: Path) -> None:
