@@ -34,7 +34,7 @@ PY
 "$edge/edgemim" data check shards --out shard-check
 image=$(find photos/test -name '*.png' | sort | head -n 1)
 "$edge/edgemim" predict artifact "$image"
-"$edge/python" "$repository/export/classify_onnxruntime.py" artifact/model.onnx "$image"
+"$edge/python" "$repository/export/python/classify_onnxruntime.py" artifact/model.onnx "$image"
 "$edge/edgemim" track tracker/video.avi --artifact tracker/artifact --box 68,78,24,24 --out tracked.avi
 [ -s tracked.avi ]
 "$edge/python" "$repository/tracking/demo.py" tracker/artifact tracker/video.avi --box 68,78,24,24 | tail -n 1

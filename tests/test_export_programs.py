@@ -1,19 +1,28 @@
+import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_artifact import tiny_artifact
+from tiny_tracker import moving_target, tiny_tracker, write_video
 
 from edgemim.commands.predict import PredictConfig, predict
 from edgemim.edge.artifact import Artifact, describe_file
 from edgemim.edge.images import load_image
 from edgemim.edge.runtime import open_session
+from edgemim.edge.tracking.boxes import iou
+from edgemim.edge.tracking.frames import open_frames
+from edgemim.edge.tracking.tracker import Tracker
 
-PROGRAMS = Path(__file__).parent.parent / "export"
+EXPORT = Path(__file__).parent.parent / "export"
+PROGRAMS = EXPORT / "python"
 
 
 @pytest.fixture(scope="module")
@@ -99,19 +108,124 @@ def test_plain_output_says_what_predict_says(artifact: Artifact, pictures: list[
     assert lines == [[image, one["label"], f"{one['probability']:.4f}"] for image, one in best]
 
 
+@pytest.mark.parametrize("form", ["joint", "cached"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_tracking_programs_follow_as_edgemim_does(
+    tmp_path: Path, form: Literal["joint", "cached"], runtime: str
+) -> None:
+    """In a small video, so that the target begins at the lower border and ends at the right one."""
+    pytest.importorskip(runtime)
+    tracker = Tracker.open(tiny_tracker(tmp_path / "artifact", form), runtime=runtime, threads=1)
+    images, boxes = moving_target(12)
+    video = write_video(tmp_path / "video.avi", [np.ascontiguousarray(image[:102, :136]) for image in images])
+    words = [str(tmp_path / "artifact"), str(video), ",".join(map(str, boxes[0])), "--threads", "1"]
+    rows = [list(map(float, line.split("\t"))) for line in run(f"track_{runtime}.py", *words).splitlines()]
+    with open_frames(video, "opencv") as frames:
+        tracker.init(frames.first(), boxes[0])
+        tracked = [tracker.update(image) for image in frames]
+    assert [row[0] for row in rows] == list(range(1, 12))
+    np.testing.assert_allclose([row[1:5] for row in rows], [one.box for one in tracked], atol=0.0051)
+    np.testing.assert_allclose([row[5] for row in rows], [one.score for one in tracked], atol=5.1e-5)
+    assert iou(np.array([row[1:5] for row in rows]), np.array(boxes[1:])).min() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "message"),
+    [
+        ("track_onnxruntime.py", ["ARTIFACT", "nothing.avi", "1,2,3,4"], "nothing.avi is no video"),
+        ("track_onnxruntime.py", ["ARTIFACT", "nothing.avi", "1,2,3,0"], "box 1,2,3,0 is not LEFT,TOP"),
+        ("track_onnxruntime.py", ["ARTIFACT", "nothing.avi", "1,2,3,nan"], "box 1,2,3,nan is not LEFT,TOP"),
+        (
+            "track_onnxruntime.py",
+            ["ARTIFACT", "x", "1,2,3,4", "--file", "onnx-int3"],
+            "no model 'onnx-int3'; it has onnx",
+        ),
+        ("track_onnxruntime.py", ["nowhere", "nothing.avi", "1,2,3,4"], "nowhere/manifest.json"),
+        (
+            "classify_onnxruntime.py",
+            ["ARTIFACT/onnx-fp32.onnx", "x.png"],
+            "does not say that it is an edgemim classifier",
+        ),
+        ("classify_onnxruntime.py", ["nothing.onnx", "x.png"], "nothing.onnx"),
+        ("classify_openvino.py", ["ARTIFACT", "x.png"], "is for tracking, not a classifier"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path: Path, program: str, words: list[str], message: str) -> None:
+    pytest.importorskip(program.removesuffix(".py").split("_")[1])
+    artifact = tiny_tracker(tmp_path / "artifact").folder
+    command = [
+        sys.executable,
+        "-I",
+        str(PROGRAMS / program),
+        *(word.replace("ARTIFACT", str(artifact)) for word in words),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    lines = [line for line in done.stderr.splitlines() if line.startswith(program.removesuffix(".py"))]
+    assert done.returncode == 1 and len(lines) == 1 and message in lines[0] and "Traceback" not in done.stderr
+
+
+def test_a_file_that_was_changed_is_not_opened(tmp_path: Path) -> None:
+    artifact = tiny_tracker(tmp_path / "artifact", "cached")
+    path = artifact.file("onnx-fp32-template")
+    path.write_bytes(path.read_bytes() + b"\0")
+    video = write_video(tmp_path / "video.avi", moving_target(4)[0])
+    command = [sys.executable, str(PROGRAMS / "track_onnxruntime.py"), str(artifact.folder), str(video), "68,78,24,24"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and not done.stdout
+    assert "onnx-fp32-template.onnx is not the file that was exported" in done.stderr
+
+
+def test_the_tensorrt_program_says_what_is_missing(artifact: Artifact, tmp_path: Path) -> None:
+    """Without TensorRT the package, with it (tensorrt-rtx builds here, and has the same interface) the GPU."""
+    words = [str(tmp_path / "engine.plan"), str(artifact.folder), "x.png"]
+    command = [sys.executable, str(PROGRAMS / "classify_tensorrt.py"), *words]
+    if importlib.util.find_spec("tensorrt") is None:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and "install NVIDIA's `tensorrt`" in done.stderr and "Traceback" not in done.stderr
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx: pip install 'edgemim[tensorrt]'")
+    cuda = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python comes with PyTorch for CUDA")
+    if cuda.cudaGetDeviceCount()[0] == cuda.cudaError_t.cudaSuccess:
+        pytest.skip("this machine has a GPU")
+    (tmp_path / "tensorrt.py").write_text("from tensorrt_rtx import *\nfrom tensorrt_rtx import __version__\n")
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    assert done.returncode == 1 and "no usable GPU: CUDA says" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_tensorrt_program_calls_what_there_is() -> None:
+    """No GPU runs it here: at least each name that it calls on a TensorRT object or on CUDA exists."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx: pip install 'edgemim[tensorrt]'")
+    cuda = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python comes with PyTorch for CUDA")
+    text = (PROGRAMS / "classify_tensorrt.py").read_text().replace("from cuda.bindings import", "")
+    owners = {
+        "tensorrt": trt,
+        "self.runtime": trt.Runtime,
+        "self.engine": trt.ICudaEngine,
+        "self.context": trt.IExecutionContext,
+        "cuda": cuda,
+    }
+    for owner, has in owners.items():
+        called = set(re.findall(rf"(?<![\w.]){re.escape(owner)}\.(\w+)", text))
+        assert called and all(hasattr(has, name) for name in called), (owner, called)
+
+
 @pytest.mark.parametrize("program", sorted(path.name for path in PROGRAMS.glob("*.py")))
 def test_programs_stand_alone(program: str) -> None:
     text = (PROGRAMS / program).read_text()
     assert "import edgemim" not in text
     assert "from edgemim" not in text
-    assert "usage" in run(program, "--help")
+    assert program in (EXPORT / "README.md").read_text()
+    if program != "classify_tensorrt.py":  # that one says first that its packages are missing
+        assert "usage" in run(program, "--help")
 
 
-def test_the_onnxruntime_program_is_short() -> None:
-    assert len((PROGRAMS / "classify_onnxruntime.py").read_text().splitlines()) <= 60
+def test_programs_are_short() -> None:
+    lengths = {path.name: len(path.read_text().splitlines()) for path in PROGRAMS.glob("*.py")}
+    assert lengths["classify_onnxruntime.py"] <= 80 and max(lengths.values()) <= 140
 
 
 def test_readme_begins_with_the_place_of_the_library_code() -> None:
-    first = (PROGRAMS / "README.md").read_text().splitlines()[0]
+    first = (EXPORT / "README.md").read_text().splitlines()[0]
     assert "edgemim/export" in first
     assert "edgemim/edge" in first

@@ -23,6 +23,7 @@ from edgemim.edge.artifact import MANIFEST_NAME, Artifact, Manifest
 from edgemim.edge.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageError, load_image
 from edgemim.edge.machine import usable_cpus
 from edgemim.edge.runtime import Session, open_session
+from edgemim.edge.runtime.outputs import output_of
 from edgemim.errors import UserError
 from edgemim.run import RunRecord, find_run, prepare_folder, write_text
 
@@ -181,7 +182,8 @@ def _classify(
 ) -> list[dict[str, Any]]:
     if fixed is not None and len(batch) < fixed:
         batch = np.concatenate([batch, np.zeros((fixed - len(batch), *batch.shape[1:]), np.float32)])
-    logits = session.run({manifest.input_name: batch})[manifest.output_names[0]][: len(names)]
+    outputs = session.run({manifest.input_name: batch})
+    logits = output_of(outputs, manifest.output_names[0], ndim=2)[: len(names)]
     labels = manifest.labels or tuple(str(index) for index in range(logits.shape[1]))
     if len(labels) != logits.shape[1]:
         raise UserError(f"the manifest has {len(labels)} labels, the model {logits.shape[1]} outputs; export it again")

@@ -81,7 +81,7 @@ class Manifest(Config):
     and `input_shape` are then those of the one that changes from call to call."""
 
     input_dtype: Literal["float32"] = "float32"
-    output_names: tuple[str, ...] = ("logits",)
+    output_names: Annotated[tuple[str, ...], Field(min_length=1)] = ("logits",)
     preprocessing: Preprocessing
     labels: tuple[str, ...] = ()
     """Names of the classes, in the order of the logits."""

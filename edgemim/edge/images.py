@@ -8,7 +8,7 @@ from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from edgemim.config import Config
 from edgemim.errors import UserError
@@ -121,6 +121,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 class Preprocessing(Config):
     """Evaluation preprocessing: short side to `image_size / crop_pct`, centre crop, scale to [0, 1], normalise."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     image_size: Annotated[int, Field(ge=1, le=16384)] = 224
     """Side of the square that the model sees, pixels."""

@@ -6,7 +6,6 @@
 // tab-separated, or one JSON object a line with all logits.
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <iomanip>
 #include <iostream>
 #include <stdexcept>
@@ -16,6 +15,7 @@
 #include <nlohmann/json.hpp>
 #include <openvino/openvino.hpp>
 
+#include "artifact.hpp"
 #include "images.hpp"
 
 using nlohmann::json;
@@ -29,6 +29,12 @@ struct Arguments {
     bool as_json = false;
 };
 
+int whole_number(const std::string& option, const std::string& text) {
+    if (text.empty() || text.size() > 6 || text.find_first_not_of("0123456789") != std::string::npos)
+        throw std::runtime_error(option + " " + text + " is not a whole number");
+    return std::stoi(text);
+}
+
 Arguments parse(int count, char** words) {
     Arguments arguments;
     for (int i = 1; i < count; ++i) {
@@ -38,7 +44,7 @@ Arguments parse(int count, char** words) {
             return std::string(words[i]);
         };
         if (word == "--file") arguments.file = value();
-        else if (word == "--threads") arguments.threads = std::stoi(value());
+        else if (word == "--threads") arguments.threads = whole_number(word, value());
         else if (word == "--json") arguments.as_json = true;
         else if (word.rfind("--", 0) == 0) throw std::runtime_error("unknown option " + word);
         else if (arguments.artifact.empty()) arguments.artifact = word;
@@ -49,23 +55,23 @@ Arguments parse(int count, char** words) {
     return arguments;
 }
 
-json read_manifest(const std::string& folder) {
-    std::ifstream stream(folder + "/manifest.json");
-    if (!stream) throw std::runtime_error(folder + " has no manifest.json; give the folder that `edgemim export` wrote");
-    return json::parse(stream);
-}
-
-std::string pick(const json& files, const std::string& asked) {
-    for (const auto& key : asked.empty() ? std::vector<std::string>{"openvino-int8", "openvino-fp32", "onnx-fp32"}
-                                         : std::vector<std::string>{asked})
-        if (files.contains(key)) return files.at(key).at("path");
-    throw std::runtime_error("the artifact has no model '" + asked + "'");
-}
-
 Preprocessing facts_of(const json& manifest) {
+    if (manifest.at("task") != "classification") throw std::runtime_error("the artifact is not a classifier");
     const json& given = manifest.at("preprocessing");
-    return {given.at("image_size"), given.at("crop_pct"), given.at("interpolation") == "bicubic", given.at("mean"),
-            given.at("std")};
+    const Preprocessing facts{given.at("image_size"), given.at("crop_pct"), given.at("interpolation") == "bicubic",
+                              given.at("mean"), given.at("std")};
+    const bool positive = std::all_of(facts.std.begin(), facts.std.end(), [](float value) { return value > 0; });
+    const bool three = facts.mean.size() == 3 && facts.std.size() == 3;
+    const bool fits = facts.image_size >= 1 && facts.image_size <= 16384 && facts.crop_pct >= 0.01 && facts.crop_pct <= 1;
+    if (!three || !fits || !positive)
+        throw std::runtime_error("the manifest's preprocessing makes no sense; export it again");
+    return facts;
+}
+
+// Labels come from a file: no terminal control characters.
+std::string printable(std::string text) {
+    std::replace_if(text.begin(), text.end(), [](unsigned char c) { return c < 32 || c == 127; }, '?');
+    return text;
 }
 
 std::vector<float> softmax(std::vector<float> logits) {
@@ -84,7 +90,7 @@ void classify(const Arguments& arguments) {
                         ov::hint::inference_precision(ov::element::f32)};
     if (arguments.threads > 0) settings.insert(ov::inference_num_threads(arguments.threads));
     ov::Core core;
-    auto model = core.compile_model(arguments.artifact + "/" + pick(manifest.at("files"), arguments.file), "CPU", settings);
+    auto model = core.compile_model(checked_model(arguments.artifact, manifest, arguments.file), "CPU", settings);
     auto request = model.create_infer_request();
     const size_t size = static_cast<size_t>(facts.image_size);
     for (const auto& path : arguments.images) {
@@ -93,13 +99,16 @@ void classify(const Arguments& arguments) {
         request.infer();
         const auto output = request.get_output_tensor();
         const std::vector<float> logits(output.data<float>(), output.data<float>() + output.get_size());
+        if (logits.size() != labels.size())
+            throw std::runtime_error("the manifest has " + std::to_string(labels.size()) + " labels, the model " +
+                                     std::to_string(logits.size()) + " outputs; export it again");
         const auto chances = softmax(logits);
         const size_t best = std::max_element(chances.begin(), chances.end()) - chances.begin();
         if (arguments.as_json)
             std::cout << json{{"image", path}, {"label", labels.at(best)}, {"probability", chances[best]}, {"logits", logits}}
                       << '\n';
         else
-            std::cout << path << '\t' << labels.at(best) << '\t' << std::fixed << std::setprecision(4) << chances[best] << '\n';
+            std::cout << path << '\t' << printable(labels.at(best)) << '\t' << std::fixed << std::setprecision(4) << chances[best] << '\n';
     }
 }
 
@@ -109,8 +118,11 @@ int main(int count, char** words) {
     try {
         classify(parse(count, words));
         return 0;
+    } catch (const json::exception& error) {
+        std::cerr << "classify_openvino: manifest.json makes no sense: " << printable(error.what()) << '\n';
+        return 2;
     } catch (const std::exception& error) {
-        std::cerr << "classify_openvino: " << error.what() << '\n';
+        std::cerr << "classify_openvino: " << printable(error.what()) << '\n';  // a parser's message may have many lines
         return 2;
     }
 }

@@ -15,6 +15,7 @@
 
 namespace {
 
+constexpr uint64_t kMaxPixels = 128'000'000;
 constexpr int kBits = 22;  // fractional bits of a filter weight; with 8 of the sample and a sign it fits 32
 
 struct JpegErrors {
@@ -91,6 +92,10 @@ Image load_jpeg(std::FILE* file, const std::string& path) {
     orientation = orientation_of(info);
     info.out_color_space = JCS_RGB;
     jpeg_start_decompress(&info);
+    if (uint64_t(info.output_width) * info.output_height > kMaxPixels) {
+        jpeg_destroy_decompress(&info);
+        throw std::runtime_error("image " + path + ": is too large");
+    }
     image.width = static_cast<int>(info.output_width);
     image.height = static_cast<int>(info.output_height);
     image.pixels.resize(size_t(3) * image.width * image.height);
@@ -110,7 +115,7 @@ Image load_ppm(const std::string& path) {
     std::string magic;
     int width = 0, height = 0, largest = 0;
     stream >> magic >> width >> height >> largest;
-    if (!stream || magic != "P6" || largest != 255 || width < 1 || height < 1 || int64_t(width) * height > 128'000'000)
+    if (!stream || magic != "P6" || largest != 255 || width < 1 || height < 1 || uint64_t(width) * height > kMaxPixels)
         throw std::runtime_error("image " + path + ": is neither a JPEG nor a binary 8-bit PPM");
     stream.get();
     Image image{width, height, std::vector<uint8_t>(size_t(3) * width * height)};

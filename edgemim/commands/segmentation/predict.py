@@ -15,6 +15,7 @@ from edgemim.edge.images import ImageError, load_image
 from edgemim.edge.overlay import overlay, plot_legend, save_mask, save_picture
 from edgemim.edge.report import save_figure
 from edgemim.edge.runtime import Session
+from edgemim.edge.runtime.outputs import output_of
 from edgemim.edge.segmentation import RunModel, label_pixels
 from edgemim.errors import UserError
 from edgemim.run import RunRecord, write_text
@@ -72,7 +73,7 @@ def square_model(session: Session, manifest: Manifest) -> RunModel:
 
     def run(images: np.ndarray) -> np.ndarray:
         filled = np.repeat(images, fixed, axis=0) if fixed > 1 else images
-        logits = session.run({manifest.input_name: filled})[manifest.output_names[0]]
+        logits = output_of(session.run({manifest.input_name: filled}), manifest.output_names[0], ndim=4)
         if logits.shape[1:] != wanted:
             raise UserError(f"the model gives {logits.shape[1:]}, the manifest says {wanted}; export it again")
         return logits[:1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from edgemim.config import Config
 
@@ -15,6 +15,8 @@ TEMPLATE_SUFFIX = "-template"
 class TrackingInference(Config):
     """OSTrack's inference (arXiv 2203.11991 and its published code): all that the loop around a network must know."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     form: Literal["joint", "cached"] = "joint"
     """joint: one graph takes template and search region. cached: one graph computes the template's keys and values
     once, the other searches with them."""
@@ -22,9 +24,9 @@ class TrackingInference(Config):
     """Side of the template crop that the network sees, pixels."""
     search_size: Annotated[int, Field(ge=16, le=2048)] = 256
     """Side of the search crop that the network sees, pixels."""
-    template_factor: Annotated[float, Field(gt=0)] = 2.0
+    template_factor: Annotated[float, Field(gt=0, le=100)] = 2.0
     """Side of the template crop over the square root of the box's area."""
-    search_factor: Annotated[float, Field(gt=0)] = 4.0
+    search_factor: Annotated[float, Field(gt=0, le=100)] = 4.0
     """Side of the search crop over the square root of the box's area."""
     border: Literal["published", "whole"] = "published"
     """published: a crop that reaches an image's right or lower border loses the last column or row, as in OSTrack's code

@@ -16,7 +16,7 @@ from edgemim.edge.tracking.boxes import Box, clip_box
 from edgemim.edge.tracking.crop import Crop, Normaliser, crop_square
 from edgemim.edge.tracking.decode import decode_maps, hann_window, to_image
 from edgemim.edge.tracking.inference import TEMPLATE_SUFFIX, TrackingInference
-from edgemim.errors import UserError
+from edgemim.errors import ModelRefused, UserError
 
 
 class Tracked(NamedTuple):
@@ -136,10 +136,20 @@ class Tracker:
     def _crop(self, image: np.ndarray, box: Box, factor: float, size: int) -> Crop:
         return crop_square(image, box, factor, size, whole=self.inference.border == "whole")
 
+    def _maps(self, maps: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Score, size and offset. Raises ModelRefused if a map is missing or has another shape than it should."""
+        found = [maps.get(name, np.empty(0)) for name in self.inference.maps]
+        grid = found[0].shape[-1]
+        for name, given, depth in zip(self.inference.maps, found, (1, 2, 2), strict=True):
+            if given.shape != (1, depth, grid, grid) or not grid:
+                shape = _shape(given.shape) if name in maps else "missing"
+                raise ModelRefused(f"the model's map '{name}' is {shape}, not 1×{depth}×g×g; export it again")
+        return found
+
     def _read(self, maps: dict[str, np.ndarray], side_px: float) -> float:
         """Move the box to where the maps point; returns the score."""
         assert self._box is not None
-        score, size, offset = (maps[name] for name in self.inference.maps)
+        score, size, offset = self._maps(maps)
         window = hann_window(score.shape[-1]) if self.inference.window == "hann" else None
         decoded = decode_maps(score, size, offset, window)
         box = to_image(decoded, self._box, side_px)
