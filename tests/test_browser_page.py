@@ -16,12 +16,13 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import numpy as np
 import pytest
-from PIL import Image
+from hostile_artifacts import change_manifest
+from small_artifact import answers, small_artifact
 from tiny_artifact import tiny_artifact
 from tiny_tracker import moving_target, tiny_tracker, write_video
+from twenty_images import twenty_images
 
-from edgemim.edge.images import load_image
-from edgemim.edge.runtime import open_session
+from edgemim.edge.artifact import Artifact
 from edgemim.edge.tracking.tracker import Tracker
 
 PAGE = Path(__file__).parent.parent / "export" / "browser"
@@ -31,12 +32,16 @@ Visit = Callable[..., Any]
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """The page beside the packages that npm installed; skips where it did not."""
-    packages = os.environ.get("EDGEMIM_NODE_MODULES")
-    if not packages or not shutil.which("chromium"):
+    packages = Path(os.environ.get("EDGEMIM_NODE_MODULES", "nowhere"))
+    if not packages.is_dir() or not shutil.which("chromium"):
         pytest.skip("onnxruntime-web or Chromium is not installed: run `make test-browser`")
     site = tmp_path / "site"
     shutil.copytree(PAGE, site, ignore=shutil.ignore_patterns("node_modules", "artifact"))
-    (site / "node_modules").symlink_to(Path(packages).resolve())
+    # Copied: what lies outside of its folder is not served.
+    (site / "node_modules/onnxruntime-web/dist").mkdir(parents=True)
+    for name in ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"):
+        path = Path("onnxruntime-web/dist", name)
+        shutil.copy(packages / path, site / "node_modules" / path)
     return site
 
 
@@ -90,38 +95,26 @@ def visit(site: Path, tmp_path: Path, frames: dict[int, bytes]) -> Iterator[Visi
     server.shutdown()
 
 
-@pytest.fixture
-def pictures(photos: Path, site: Path) -> list[str]:
-    """Twenty real photos in the site: crops, whole pictures, every orientation, one with transparency."""
-    from skimage import data
-
-    for index, path in enumerate(sorted(photos.glob("*/*"))[::18]):
-        shutil.copy(path, site / f"crop{index}{path.suffix}")
-    for name in ("astronaut", "chelsea", "coffee", "rocket"):
-        Image.fromarray(getattr(data, name)()).save(site / f"{name}.png")
-    for orientation in range(1, 9):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        Image.fromarray(data.coffee()[40:300, 100:500]).save(site / f"turned{orientation}.jpg", exif=exif, quality=85)
-    clear = Image.fromarray(data.chelsea()[:77, :201])
-    clear.putalpha(Image.fromarray(np.where(np.arange(201) < 90, 0, 255).astype(np.uint8)[None].repeat(77, 0)))
-    clear.save(site / "clear.png")
-    found = sorted(path.name for pattern in ("*.png", "*.jpg") for path in site.glob(pattern))
-    assert len(found) == 20
-    return found
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return small_artifact(tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.timeout(240)
-def test_the_same_answers_on_twenty_photos(site: Path, visit: Visit, pictures: list[str]) -> None:
-    artifact = tiny_artifact(site / "artifact", size=48)
-    session, prepare = open_session(artifact, threads=1), artifact.manifest.preprocessing
-    found = visit(images=",".join([*pictures, "index.html"]))
+@pytest.mark.parametrize(("key", "lossless", "jpeg"), [("onnx-fp32", 1e-4, 0.05), ("onnx-int8", 0.01, 0.06)])
+def test_the_same_answers_on_twenty_pictures(
+    site: Path, visit: Visit, trained: Artifact, key: str, lossless: float, jpeg: float
+) -> None:
+    shutil.copytree(trained.folder, site / "artifact")
+    pictures = twenty_images(site / "pictures")
+    found = visit(key=key, images=",".join([*(f"pictures/{path.name}" for path in pictures), "index.html"]))
     assert "error" in found.pop()
-    for name, one in zip(pictures, found, strict=True):
-        logits = session.run({"images": prepare(load_image(site / name))[None]})["logits"][0]
-        assert one["image"] == name and one["label"] == artifact.manifest.labels[int(logits.argmax())]
+    for path, one, logits in zip(pictures, found, answers(trained, key, "onnxruntime", pictures), strict=True):
+        assert one["image"] == f"pictures/{path.name}" and one["label"] == trained.manifest.labels[int(logits.argmax())]
         # PNG is the same to the bit; a browser's JPEG decoder differs by a level here and there.
-        np.testing.assert_allclose(one["logits"], logits, atol=1e-4 if name.endswith("png") else 0.05, err_msg=name)
+        np.testing.assert_allclose(
+            one["logits"], logits, atol=lossless if path.suffix == ".png" else jpeg, err_msg=path.name
+        )
 
 
 @pytest.mark.timeout(240)
@@ -151,9 +144,27 @@ def test_it_follows_what_the_tracker_follows(
 
 
 @pytest.mark.timeout(240)
-def test_what_is_wrong_is_said(site: Path, visit: Visit) -> None:
+def test_what_is_wrong_is_said(site: Path, visit: Visit, tmp_path: Path) -> None:
     artifact = tiny_artifact(site / "artifact", size=48)
+    good = (artifact.folder / "manifest.json").read_bytes()
+    shutil.copy(artifact.file(), site / "outside.onnx")
+    shutil.copy(artifact.file(), tmp_path / "secret.onnx")
+    (artifact.folder / "link.onnx").symlink_to(tmp_path / "secret.onnx")
     assert "no model 'onnx-int3'" in visit(key="onnx-int3")["error"]
-    artifact.file().write_bytes(artifact.file().read_bytes() + b"\0")
-    assert "not the file that was exported" in visit()["error"]
+    for place, value, message in [
+        ("files.onnx-fp32.path", "../outside.onnx", "../outside.onnx leaves the artifact"),
+        ("files.onnx-fp32.path", "%2e%2e/outside.onnx", "leaves the artifact"),
+        ("files.onnx-fp32.path", "https://example.org/x.onnx", "leaves the artifact"),
+        ("files.onnx-fp32.path", "link.onnx", "link.onnx is missing"),
+        ("files.onnx-fp32.sha256", "0" * 64, "not the file that was exported"),
+        ("preprocessing.image_size", 2**31, "preprocessing makes no sense"),
+        ("preprocessing.mean", [float("nan"), 0, 0], "manifest.json makes no sense"),
+        ("files", None, "manifest.json makes no sense"),
+    ]:
+        change_manifest(artifact.folder, place, value)
+        assert message in visit()["error"], (place, value)
+        (artifact.folder / "manifest.json").write_bytes(good)
     assert "no manifest.json" in visit(artifact="nowhere")["error"]
+    change_manifest(artifact.folder, "labels", ["a", "b", "c"])
+    twenty_images(site / "pictures")
+    assert "4 logits for 3 labels" in visit(images="pictures/face.jpg")[0]["error"]

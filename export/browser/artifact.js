@@ -12,7 +12,18 @@ export async function openArtifact(folder) {
   const base = new URL(folder.endsWith("/") ? folder : `${folder}/`, location.href);
   const answer = await fetch(new URL("manifest.json", base));
   if (!answer.ok) throw new Error(`${base.pathname} has no manifest.json; give the folder that \`edgemim export\` wrote`);
-  const manifest = await answer.json();
+  const text = await answer.text();
+  let manifest = null;
+  try {
+    manifest = text.length < 2 ** 24 ? JSON.parse(text) : null;
+  } catch {
+    // said below
+  }
+  if (!manifest?.files || !manifest.preprocessing) throw new Error(`${base.pathname}manifest.json makes no sense; export the model again`);
+  const { image_size: size, mean, std } = manifest.preprocessing;
+  const three = [mean, std].every((row) => Array.isArray(row) && row.length === 3 && row.every(Number.isFinite));
+  if (!three || std.some((value) => value <= 0) || !Number.isInteger(size) || size < 1 || size > 16384)
+    throw new Error(`${base.pathname}manifest.json: preprocessing makes no sense; export the model again`);
   return { manifest, open: (key) => openModel(base, manifest, key) };
 }
 
@@ -22,7 +33,9 @@ async function openModel(base, manifest, key) {
   if (entry.format !== "onnx") throw new Error(`'${key}' is ${entry.format}; a browser runs ONNX files`);
   const path = new URL(entry.path, base);
   if (path.origin !== base.origin || !path.pathname.startsWith(base.pathname)) throw new Error(`${entry.path} leaves the artifact`);
-  const bytes = await (await fetch(path)).arrayBuffer();
+  const answer = await fetch(path);
+  if (!answer.ok) throw new Error(`${entry.path} is missing; copy the whole artifact folder`);
+  const bytes = await answer.arrayBuffer();
   // Hashes are computed only where a page is trusted: https, or this machine.
   if (crypto.subtle && (await sha256(bytes)) !== entry.sha256) throw new Error(`${entry.path} is not the file that was exported; export it again`);
   return ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });

@@ -2,11 +2,12 @@
 
     npm install && cp -r ARTIFACT artifact && python serve.py      then open http://127.0.0.1:8000/
 
-Standard library only.
+Standard library only. Links that lead out of the folder are not followed, and folders are not listed.
 """
 
 import functools
 import http.server
+import io
 import sys
 from pathlib import Path
 
@@ -16,10 +17,22 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript"}
 
+    def translate_path(self, path: str) -> str:
+        """The file that an address names; one that does not exist where a link leads out of the folder."""
+        found, folder = Path(super().translate_path(path)), Path(self.directory).resolve()
+        inside = found.resolve().is_relative_to(folder)
+        return str(found) + "/" * path.endswith("/") if inside else str(folder / "refused" / "")
+
+    def list_directory(self, path: object) -> io.BytesIO | None:
+        """No list of what a folder holds."""
+        self.send_error(404, "File not found")
+        return None
+
     def end_headers(self) -> None:
-        """Add the two headers of cross-origin isolation."""
+        """Add the headers of cross-origin isolation; no other site may embed what is here."""
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
         self.send_header("Cache-Control", "no-store")
         super().end_headers()
 
