@@ -115,9 +115,7 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
         record.results.update(run=str(run.resolve()), parity=dict(artifact.manifest.parity))
         record.results["files"] = {key: entry.bytes for key, entry in artifact.manifest.files.items()}
         if config.tensorrt:
-            record.results["tensorrt"], fault = write_tensorrt(
-                artifact, task, config.calibration, config.parity_images, elimination=config.elimination
-            )
+            record.results["tensorrt"], fault = write_tensorrt(artifact, task, config.calibration, config.parity_images)
     _show(Artifact(out, artifact.manifest), parities)
     if config.tensorrt:
         show_plan(record.results["tensorrt"], out)

@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
 
 from edgemim.edge.artifact import Artifact, ModelFile, describe_file
 from edgemim.errors import EdgemimError, GateRefused, MissingLibrary, ModelRefused
 from edgemim.export.int8_config import Int8Config, limits_of
 from edgemim.export.int8_files import smoothed_sources
 from edgemim.export.int8_gate import Maker, objections
-from edgemim.export.onnx import export_onnx
 from edgemim.export.quantize import SQUARE_MAKER, trial_folder
-from edgemim.export.tensorrt import HalfInside, build_with_rtx, quantize_symmetric, shapes_of, write_plan
-from edgemim.export.tracking import graphs_of
+from edgemim.export.reduced import halve_onnx
+from edgemim.export.tensorrt import build_with_rtx, quantize_symmetric, shapes_of, write_plan
 from edgemim.export.tracking_int8 import TRACKER_MAKER
 from edgemim.run import installed_versions
 from edgemim.tasks import Task, TrackingTask
@@ -28,18 +26,18 @@ FOLDER = "tensorrt"
 _PRECISIONS = ("fp32", "fp16", "int8")
 _NOTES = {
     "fp32": "for TensorRT, computed in float32",
-    "fp16": "for TensorRT, computed in float16 between float32 inputs and outputs",
+    "fp16": "for TensorRT, computed in float16 but for LayerNorm and Softmax, float32 in and out",
     "int8": "for TensorRT, symmetric INT8 with Q/DQ pairs, products of attention in float",
 }
 
 
 def write_tensorrt(
-    artifact: Artifact, task: Task, calibration: int, images: int, *, elimination: bool = True
+    artifact: Artifact, task: Task, calibration: int, images: int
 ) -> tuple[dict[str, Any], EdgemimError | None]:
     """Write ARTIFACT/tensorrt: the files that TensorRT's parser takes and trt_plan.json; name them in the manifest.
 
     INT8 is made of the smoothed model, whose function is the same. A precision whose answers differ too much from FP32's
-    (on ONNX Runtime) is not kept. A tracker's elimination must be as in the artifact's own graph.
+    (on ONNX Runtime) is not kept.
 
     Returns:
         The plan's figures, and what was missing or refused: raised by the caller once the artifact is complete.
@@ -48,7 +46,7 @@ def write_tensorrt(
     folder.mkdir()
     config = Int8Config(calibration=calibration, images=images)
     maker = TRACKER_MAKER if isinstance(task, TrackingTask) else SQUARE_MAKER
-    record = _write(artifact, folder, task, config, maker, elimination=elimination)
+    record = _write(artifact, folder, task, config, maker)
     fidelity, refused = _judge(artifact, task, config, maker)
     files = {
         path.stem.removeprefix("model-"): path
@@ -57,30 +55,21 @@ def write_tensorrt(
     }
     checked, fault = _check(files)
     write_plan(folder, files, checked=checked, fidelity=fidelity, versions=installed_versions())
-    entries = {f"tensorrt-{name}": _entry(artifact.folder, path, "tensorrt") for name, path in files.items()}
+    # What the parser refuses stays for the reader of the plan; no runtime is offered it.
+    spoilt = {_precision(name) for name, state in checked.items() if state.get("refused")}
+    taken = {name: path for name, path in files.items() if _precision(name) not in spoilt}
+    entries = {f"tensorrt-{name}": _entry(artifact.folder, path, "tensorrt") for name, path in taken.items()}
     artifact.manifest = artifact.manifest.model_copy(update={"files": {**artifact.manifest.files, **entries}})
     artifact.save_manifest()
     return {**record, "fidelity": fidelity, "checked": checked}, refused or fault
 
 
-def _write(
-    artifact: Artifact, folder: Path, task: Task, config: Int8Config, maker: Maker, *, elimination: bool
-) -> dict[str, Any]:
+def _write(artifact: Artifact, folder: Path, task: Task, config: Int8Config, maker: Maker) -> dict[str, Any]:
     """Write each graph in each precision; returns what to record of calibration and smoothing."""
     sources = maker.sources(artifact, task, config)
-    modules = _modules(task, artifact, elimination=elimination)
     for graph in sources.graphs:
         shutil.copyfile(graph.path, folder / f"model-fp32{graph.suffix}.onnx")
-        module, examples, outputs = modules[graph.suffix]
-        export_onnx(
-            HalfInside(module),
-            tuple(examples.values()),
-            folder / f"model-fp16{graph.suffix}.onnx",
-            input_name=tuple(examples),
-            output_names=outputs,
-            opset=artifact.manifest.opset,
-            dynamic_batch=artifact.manifest.input_shape[0] is None,
-        )
+        halve_onnx(graph.path, folder / f"model-fp16{graph.suffix}.onnx")
     with trial_folder(artifact.folder) as place:
         smoothed = smoothed_sources(sources, place, config.smooth_alpha)
         for graph in smoothed.graphs:
@@ -88,20 +77,12 @@ def _write(
     return smoothed.record
 
 
-def _modules(
-    task: Task, artifact: Artifact, *, elimination: bool
-) -> dict[str, tuple[nn.Module, dict[str, Tensor], tuple[str, ...]]]:
-    """Of each graph by its suffix: the module, examples of its inputs by name, and its outputs' names."""
-    if isinstance(task, TrackingTask):
-        graphs = graphs_of(task.model.cpu(), elimination=elimination)
-        return {graph.suffix: (graph.module, graph.inputs, graph.outputs) for graph in graphs}
-    manifest = artifact.manifest
-    example = {manifest.input_name: task.example_input(manifest.input_shape[0] or 2)}
-    return {"": (task.export_module().cpu(), example, manifest.output_names)}
+def _precision(name: str) -> str:
+    return name.partition("-")[0]
 
 
 def _entry(folder: Path, path: Path, format: Any) -> ModelFile:
-    precision = path.stem.split("-")[1]
+    precision = _precision(path.stem.removeprefix("model-"))
     place = path.relative_to(folder).as_posix()
     return describe_file(folder, place, format=format, precision=precision, notes=_NOTES[precision])
 
@@ -137,7 +118,7 @@ def _check(files: Mapping[str, Path]) -> tuple[dict[str, dict[str, Any]], Edgemi
         try:
             checked[name] = {"built": True, **asdict(build_with_rtx(path, shapes_of(path)))}
         except (MissingLibrary, ModelRefused) as error:
-            checked[name] = {"built": False, "reason": str(error)}
+            checked[name] = {"built": False, "refused": isinstance(error, ModelRefused), "reason": str(error)}
             fault = fault or error
     return checked, fault
 

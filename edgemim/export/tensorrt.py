@@ -6,7 +6,6 @@ builder may also lower a float32 file by itself; `trt_plan.json` holds the lines
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from torch import Tensor, nn
 
 from edgemim.edge.artifact import sha256_of
 from edgemim.edge.machine import INSTALL
@@ -37,19 +35,6 @@ class Built:
     version: str
     engine_bytes: int
     seconds: float
-
-
-class HalfInside(nn.Module):
-    """A model computed in float16 between an input and outputs in float32, as strong typing wants it written down."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = copy.deepcopy(module).half().eval()
-
-    def forward(self, images: Tensor, *more: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Outputs in float32 of inputs in float32."""
-        outputs = self.module(images.half(), *(given.half() for given in more))
-        return outputs.float() if isinstance(outputs, Tensor) else tuple(output.float() for output in outputs)
 
 
 def quantize_symmetric(source: Path, target: Path, calibration: Sequence[Mapping[str, np.ndarray]]) -> None:

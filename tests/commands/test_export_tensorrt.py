@@ -15,7 +15,8 @@ from edgemim.cli import main
 from edgemim.commands import export_tensorrt
 from edgemim.edge.artifact import Artifact, sha256_of
 from edgemim.edge.runtime import open_session
-from edgemim.errors import UserError
+from edgemim.errors import ModelRefused, UserError
+from edgemim.export.tensorrt import Built
 from edgemim.tasks.comparison import Limits
 
 
@@ -61,6 +62,23 @@ def test_without_the_checker_the_files_are_there_and_the_code_says_so(
     assert not plan["checked_by_tensorrt_rtx"]["fp16"]["built"]
     assert "edgemim[tensorrt]" in capsys.readouterr().err
     assert Artifact.open(run / "artifact")
+
+
+def test_a_file_that_the_parser_refuses_is_in_the_plan_and_not_in_the_manifest(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refusing(path: Path, shapes: object) -> Built:
+        if "fp16" in path.name:
+            raise ModelRefused(f"TensorRT's parser refuses {path}: node top (TopK): too many; --no-elimination ...")
+        return Built("1.7", 1000, 0.1)
+
+    monkeypatch.setattr(export_tensorrt, "build_with_rtx", refusing)
+    assert main(["export", str(run), "--tensorrt", "--calibration", "40"]) == 6
+    plan = json.loads((run / "artifact" / "tensorrt" / "trt_plan.json").read_text())
+    assert plan["checked_by_tensorrt_rtx"]["fp16"]["refused"] and "fp16" in plan["files"]
+    files = Artifact.open(run / "artifact").manifest.files
+    assert set(files) == {"onnx-fp32", "tensorrt-fp32", "tensorrt-int8"}
+    assert "node top (TopK)" in capsys.readouterr().err
 
 
 def test_an_int8_file_that_collapsed_is_not_kept(

@@ -13,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from edgemim.errors import MissingLibrary, ModelRefused
 from edgemim.export.onnx import export_onnx
 from edgemim.export.onnxruntime import quantize_dynamic_onnx
-from edgemim.export.tensorrt import HalfInside, Shapes, build_with_rtx, quantize_symmetric, shapes_of, write_plan
+from edgemim.export.reduced import halve_onnx
+from edgemim.export.tensorrt import Shapes, build_with_rtx, quantize_symmetric, shapes_of, write_plan
 
 SHAPES = {"images": Shapes.of((None, 3, 32, 32))}
 
@@ -25,7 +26,7 @@ def files(tmp_path_factory):
     model = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10).eval()
     images = torch.randn(8, 3, 32, 32)
     export_onnx(model, images[:2], folder / "model.onnx")
-    export_onnx(HalfInside(model), images[:2], folder / "model-fp16.onnx")
+    halve_onnx(folder / "model.onnx", folder / "model-fp16.onnx")
     rows = [{"images": image[None].numpy()} for image in images]
     quantize_symmetric(folder / "model.onnx", folder / "model-int8.onnx", rows)
     quantize_dynamic_onnx(folder / "model.onnx", folder / "dynamic.onnx", full_range=True)
@@ -97,17 +98,6 @@ class Two(torch.nn.Module):
 
     def forward(self, a, b):
         return self.linear(a + b), self.linear(b)
-
-
-def test_half_inside_takes_and_gives_several_in_float32():
-    given = torch.randn(1, 3), torch.randn(2, 3)
-    module = Two().eval()
-    with torch.no_grad():
-        found, expected = HalfInside(module)(*given), module(*given)
-    assert all(
-        a.dtype == torch.float32 and torch.allclose(a, b, atol=5e-3) for a, b in zip(found, expected, strict=True)
-    )
-    assert module.linear.weight.dtype == torch.float32  # the given one is not changed
 
 
 def test_a_heads_convolutions_are_quantised_and_the_patch_embedding_is_not(tmp_path):
