@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from edgemim.edge import benchmark
-from edgemim.edge.benchmark import Block, Timing, interleave, measure, paired_ratio, paired_ratios, run_block
+from edgemim.edge.benchmark import (
+    Block,
+    Timing,
+    interleave,
+    measure,
+    paired_ratio,
+    paired_ratios,
+    ratio_with_interval,
+    run_block,
+)
 from edgemim.edge.machine import Load
 from edgemim.errors import UserError
 
@@ -136,3 +145,27 @@ def test_what_counts_as_disturbed(a: Timing, b: Timing, expected: bool) -> None:
 def test_garbage_collection_is_on_again() -> None:
     run_block(lambda: None, 0.0, 3)
     assert gc.isenabled()
+
+
+def test_the_interval_of_a_median_holds_it_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    hits = 0
+    for _ in range(200):
+        medians = 10 + generator.standard_normal(20)  # of blocks whose true median is 10
+        blocks = tuple(Block(generator.normal(middle, 0.1, 30), 0.3, 0.3) for middle in medians)
+        low, high = Timing(blocks, (0.0,) * 20).median_interval_ms
+        hits += low <= 10 <= high
+    assert 0.88 <= hits / 200 <= 1.0
+
+
+def test_five_blocks_give_the_interval_from_the_least_to_the_largest_ratio() -> None:
+    ratio = ratio_with_interval(timing([10.0, 12.0, 11.0, 14.0, 13.0]), timing([10.0] * 5))
+    assert (ratio.low, ratio.middle, ratio.high) == pytest.approx((1.0, 1.2, 1.4))
+    assert ratio.undecided
+    assert ratio.times(10).high == pytest.approx(14)
+    assert not ratio_with_interval(timing([12.0] * 5), timing([10.0] * 5)).undecided
+
+
+def test_drift_is_last_blocks_over_first() -> None:
+    assert timing([10, 10, 99, 12, 12]).drift == pytest.approx(1.2)
+    assert timing([10, 11, 12]).summary()["drift"] == pytest.approx(11.5 / 10.5)

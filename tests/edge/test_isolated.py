@@ -49,6 +49,10 @@ def missing():
 def broken():
     raise OSError("lib.so: cannot open")
 
+def slow_to_open():
+    time.sleep(0.5)
+    return (lambda: None), {}
+
 def sleepy():
     time.sleep(60)
 """
@@ -129,6 +133,19 @@ def test_the_others_are_measured_when_one_dies() -> None:
     assert "SIGSEGV" in str(mortal)
     assert isinstance(missing, CaseFailed)
     assert missing.absent
+
+
+def test_start_is_timed_apart_from_the_runs(tmp_path: Path) -> None:
+    (result,) = measure_isolated({"a": opener("slow_to_open")}, seconds=0.0, runs=3, blocks=5).values()
+    assert isinstance(result, IsolatedResult)
+    assert result.cold_start_s >= 0.5
+    assert result.timing.latencies_ms.max() < 400
+
+
+def test_a_case_is_not_opened_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "available_memory_mib", lambda: 100.0)
+    with pytest.raises(CaseFailed, match="only 100 MiB of memory are left"):
+        case("steady")
 
 
 def test_all_may_fail() -> None:

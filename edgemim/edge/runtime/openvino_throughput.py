@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import openvino
 
 from edgemim.edge.artifact import Artifact
-from edgemim.edge.runtime.openvino import checked_file, core
+from edgemim.edge.runtime.openvino import checked_file, core, execution_here
 from edgemim.edge.runtime.session import check_inputs
 from edgemim.errors import ModelRefused
 
@@ -21,13 +22,13 @@ class ThroughputSession:
 
     runtime = "openvino-throughput"
 
-    def __init__(self, path: Path, precision: str, threads: int) -> None:
+    def __init__(self, path: Path, precision: str, threads: int, execution: Literal["f32", "bf16"] = "f32") -> None:
         self.precision = precision
         self.threads = threads
         settings = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_NUM_THREADS": str(threads),
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": execution_here(execution, path),
         }
         try:
             compiled = core().compile_model(core().read_model(path), "CPU", settings)
@@ -63,4 +64,5 @@ class ThroughputSession:
 
 def open_file(artifact: Artifact, key: str, threads: int) -> ThroughputSession:
     """Open an ONNX or OpenVINO file of an artifact. Raises UserError on files that the manifest does not list."""
-    return ThroughputSession(checked_file(artifact, key), artifact.entry(key).precision, threads)
+    entry = artifact.entry(key)
+    return ThroughputSession(checked_file(artifact, key), entry.precision, threads, entry.execution)
