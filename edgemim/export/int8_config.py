@@ -27,6 +27,9 @@ class Int8Config(Config):
     """Files to make; default onnx-int8, and openvino-int8 where openvino and nncf are installed."""
     isa: Isa = "auto"
     """vnni: full 8-bit weights; portable: 7-bit weights, which no CPU's 16-bit sums overflow; auto: as this CPU can."""
+    execution: Literal["f32", "bf16"] = "f32"
+    """What OpenVINO computes the float parts of its INT8 file in; bf16 needs a CPU with its instructions, and is faster
+    there. The gate judges the file as it runs."""
     smooth: bool = True
     """Move outlier channels from activations into weights first (SmoothQuant); the function stays bit for bit."""
     smooth_alpha: float = pydantic.Field(default=DEFAULT_ALPHA, ge=0, le=1)

@@ -26,6 +26,7 @@ from edgemim.export.int8_config import Int8Config, Target, limits_of, pick_isa, 
 from edgemim.export.int8_files import Layer, SourceGraph, Sources, hash_inputs, make_int8, smoothed_sources
 from edgemim.export.int8_gate import COSINE_INPUTS, Maker, calibration_faults, measure_file, objections, runtime_of
 from edgemim.export.parity import chunks
+from edgemim.export.reduced import require_bf16
 from edgemim.export.sensitivity import rank_blocks, search_floats
 from edgemim.export.smoothing import Inputs
 from edgemim.tasks.comparison import Comparison
@@ -76,6 +77,8 @@ def quantize_artifact(
         ModelRefused: a quantiser or runtime cannot handle the model.
     """
     targets = pick_targets(config.targets)
+    if config.execution == "bf16":
+        require_bf16(openvino="openvino-int8" in targets)
     there = [key for key in targets if key in artifact.manifest.files]
     if there and not overwrite:
         raise UserError(f"{artifact.folder} has {' and '.join(there)} already; --overwrite makes it again")
@@ -113,7 +116,9 @@ def build_best(
     def attempt(floats: tuple[Layer, ...]) -> Attempt:
         nonlocal built
         built += 1
-        entries, recipe = make_int8(artifact.folder, key, sources.graphs, place / str(built), isa=isa, floats=floats)
+        entries, recipe = make_int8(
+            artifact.folder, key, sources.graphs, place / str(built), isa=isa, floats=floats, execution=config.execution
+        )
         facts = {"recipe": recipe, **sources.record, **_told(sources, floats)}
         return judge_answers(artifact, key, entries, facts, task, config, maker)
 

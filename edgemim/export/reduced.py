@@ -51,11 +51,11 @@ def write_fp16(folder: Path, files: Mapping[str, ModelFile], *, openvino: bool) 
 def require_bf16(*, openvino: bool) -> None:
     """Raises UserError where execution in bfloat16 cannot be judged."""
     if not openvino:
-        raise UserError("--bf16 is about OpenVINO's own file; add --openvino, or leave --bf16 out")
+        raise UserError("bfloat16 is for OpenVINO's own files, and none is made; add --openvino, or leave bf16 out")
     if not BF16_FLAGS & set(cpu_flags()):
         raise UserError(
             "this CPU has no instructions for bfloat16 (AVX512_BF16, AMX), so that what it gives cannot be judged here; "
-            "leave --bf16 out"
+            "leave bf16 out"
         )
 
 

@@ -61,3 +61,13 @@ def test_the_hash_is_of_the_values(graph: SourceGraph) -> None:
     inputs = list(graph.inputs)
     assert hash_inputs(inputs) == hash_inputs(inputs) != hash_inputs(inputs[:-1])
     assert hash_inputs(inputs) != hash_inputs(inputs[::-1])
+
+
+def test_bfloat16_is_written_down_for_openvino_alone(artifact, graph: SourceGraph) -> None:
+    place = artifact.folder / ".trial"
+    keys: list[Target] = ["onnx-int8"] if missing_packages(quantize=True) else ["onnx-int8", "openvino-int8"]
+    found = {
+        key: make_int8(artifact.folder, key, [graph], place, isa="vnni", execution="bf16")[0][key].execution
+        for key in keys
+    }
+    assert found == {key: "bf16" if key == "openvino-int8" else "f32" for key in keys}
