@@ -20,8 +20,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def translate_path(self, path: str) -> str:
         """The file that an address names; one that does not exist where a link leads out of the folder."""
         found, folder = Path(super().translate_path(path)), Path(self.directory).resolve()
-        inside = found.resolve().is_relative_to(folder)
-        return str(found) + "/" * path.endswith("/") if inside else str(folder / "refused" / "")
+        inside = "\0" not in str(found) and found.resolve().is_relative_to(folder)
+        return str(found) + "/" * path.endswith("/") if inside else str(folder / "refused")
 
     def list_directory(self, path: object) -> io.BytesIO | None:
         """No list of what a folder holds."""
