@@ -91,7 +91,8 @@ def _judge(
     aware = {**sources.record["aware"], "after_training": {name: before.report[name] for name in names}}
     with trial_folder(artifact.folder) as place:
         graphs = [_export(artifact, tuned, sources.graphs[0], place)]
-        entries, recipe = make_int8(artifact.folder, key, graphs, place / "int8", isa=pick_isa(config.isa))
+        isa, execution = pick_isa(config.isa), config.execution
+        entries, recipe = make_int8(artifact.folder, key, graphs, place / "int8", isa=isa, execution=execution)
         facts = {**sources.record, "recipe": f"quantization-aware fine-tuning, then {recipe}", "aware": aware}
         attempt = judge_answers(artifact, key, entries, facts, task, config, SQUARE_MAKER)
         if attempt.comparison.agreement >= before.report["agreement"]:
