@@ -14,7 +14,7 @@ from edgemim.export.graph_blocks import blocks_of
 def test_a_vit(artifact) -> None:
     blocks = blocks_of(artifact.file())
     assert [block.name for block in blocks] == ["patch_embed", "blocks.0", "blocks.1", "head"]
-    assert [len(block.nodes) for block in blocks] == [1, 6, 6, 1]  # qkv, two products, proj, fc1, fc2
+    assert [len(block.nodes) for block in blocks] == [1, 8, 8, 1]  # q, k, v, two products, proj, fc1, fc2
     graph = onnx.load(artifact.file()).graph
     linear = [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
     assert [name for block in blocks for name in block.nodes] == linear
