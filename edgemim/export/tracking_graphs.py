@@ -16,6 +16,7 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from edgemim.errors import UserError
+from edgemim.export.attention_form import projection_part
 from edgemim.models.elimination import choose, restore_tokens, template_attention, template_mask
 from edgemim.models.matching import directions, similarities
 from edgemim.models.one_stream import OneStreamTracker
@@ -36,7 +37,7 @@ class SplitBlock(nn.Module):
         self.heads, self.depth = attention.num_heads, attention.head_dim
         self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
         self.projection = attention.proj
-        self.query, self.key, self.value = (_part(attention.qkv, number) for number in range(3))
+        self.query, self.key, self.value = (projection_part(attention.qkv, number) for number in range(3))
         # A power of two for the published 16 and 64 channels a head: not a bit is lost.
         for parameter in self.query.parameters():
             parameter.data *= attention.scale
@@ -57,14 +58,6 @@ class SplitBlock(nn.Module):
     def transform(self, x: Float[Tensor, "1 t width"]) -> Float[Tensor, "1 t width"]:
         """The second half of the block."""
         return x + self.mlp(self.norm2(x))
-
-
-def _part(qkv: nn.Linear, number: int) -> nn.Linear:
-    weight = qkv.weight.detach().chunk(3)[number]
-    part = nn.Linear(weight.shape[1], weight.shape[0])
-    part.weight.data = weight.clone()
-    part.bias.data = torch.zeros(len(weight)) if qkv.bias is None else qkv.bias.detach().chunk(3)[number].clone()
-    return part
 
 
 class _Graph(nn.Module):
