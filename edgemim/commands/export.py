@@ -39,7 +39,8 @@ from edgemim.export.staging import check_free, staged
 from edgemim.export.tracking import measure_tracker_parity, open_tracker, write_tracker
 from edgemim.models.weights import MODEL_FILE
 from edgemim.run import RunRecord, find_run, installed_versions
-from edgemim.tasks import Task, TrackingTask, load_task
+from edgemim.tasks import FeaturesTask, Task, TrackingTask, open_task
+from edgemim.tasks.features import NO_INT8
 
 
 class ExportConfig(Int8Config):
@@ -49,7 +50,8 @@ class ExportConfig(Int8Config):
     """
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
-    """Folder of a fine-tuning run; default the newest."""
+    """Folder of a fine-tuning run; default the newest. Of a pre-training run, or a converted checkpoint, the encoder's
+    features are exported: the mean of its patch tokens, as `edgemim probe` takes them."""
     onnx: bool = True
     """Write ONNX; every other format is made from it, so it cannot be left out."""
     openvino: bool = False
@@ -103,7 +105,7 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
     run = find_run(config.run, "finetune")
     out = config.out or run / "artifact"
     check_free(out, overwrite=config.overwrite)
-    task = load_task(run, data=config.data, val=config.val)
+    task = open_task(run, data=config.data, val=config.val)
     _refuse_unfit(config, task)
     trained_size = task.preprocessing.image_size
     if config.image_size is not None:
@@ -149,6 +151,9 @@ def _quantize_config(config: ExportConfig, out: Path, run: Path) -> QuantizeConf
 
 def _refuse_unfit(config: ExportConfig, task: Task) -> None:
     """Options that the task has no use for. Raises UserError."""
+    if isinstance(task, FeaturesTask) and (config.int8 or config.tensorrt):
+        flag = "int8" if config.int8 else "tensorrt"
+        raise UserError(f"--{flag}: {NO_INT8.format(run=task.run)}")
     if isinstance(task, TrackingTask):
         if config.fixed_batch not in (None, 1):
             raise UserError("a tracker takes one pair at a time; leave --fixed-batch out")

@@ -1,4 +1,4 @@
-"""`edgemim predict`: the classes of images or of their pixels; by an artifact without torch, or by a run."""
+"""`edgemim predict`: classes of images or of their pixels, or features; by an artifact without torch, or by a run."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from edgemim.commands.predict_features import write_features
 from edgemim.config import Config
 from edgemim.edge.artifact import MANIFEST_NAME, Artifact, Manifest
 from edgemim.edge.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageError, load_image
@@ -32,13 +33,15 @@ _DECODED_AHEAD = 16
 
 
 class PredictConfig(Config):
-    """Classify images, or their pixels, with an artifact or a run. An image that cannot be read is reported and left out.
+    """Classify images, or their pixels, or take their features, with an artifact or a run.
+
+    An image that cannot be read is reported and left out.
 
     Example: edgemim predict runs/finetune-.../artifact photos/ --top 3
     """
 
     artifact: Annotated[Path | None, tyro.conf.Positional] = None
-    """Folder that `edgemim export` wrote, or that of a fine-tuning run (which needs torch)."""
+    """Folder that `edgemim export` wrote, or that of a run (which needs torch)."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Image files, or folders that are searched for them."""
     file: str = "onnx-fp32"
@@ -57,22 +60,27 @@ class PredictConfig(Config):
     max_pixels: int = pydantic.Field(MAX_PIXELS, ge=1)
     """Larger images are left out."""
     out: Path | None = None
-    """Where predictions.json, predictions.csv (of pixels: masks/ and overlays/) and run.json go; default
-    ARTIFACT/predict."""
+    """Where predictions.json, predictions.csv (of pixels: masks/ and overlays/; of features: features.npy and
+    the images of its rows in features.csv) and run.json go; default ARTIFACT/predict."""
     overwrite: bool = False
     """Empty the folder given by --out first."""
 
 
 def predict(config: PredictConfig) -> list[dict[str, Any]]:
-    """Classify images; returns [{image, predictions: [{label, index, probability, logit}]}]. Raises UserError."""
+    """Classify images; returns [{image, predictions: [{label, index, probability, logit}]}], or [{image, features}].
+
+    Raises UserError.
+    """
     folder = find_run(config.artifact, "export")
     artifact = None if _is_run(folder) else Artifact.open(folder)
     manifest = _describe(folder) if artifact is None else artifact.manifest
-    if manifest.task not in ("classification", "segmentation"):
+    if manifest.task not in ("classification", "segmentation", "features"):
         hint = f"; for a video: edgemim track VIDEO --artifact {folder}" if manifest.task == "tracking" else ""
-        raise UserError(f"{folder} is for {manifest.task}; predict handles classification and segmentation{hint}")
+        raise UserError(
+            f"{folder} is for {manifest.task}; predict handles classification, segmentation and features{hint}"
+        )
     if config.mode is not None and manifest.inference is None:
-        raise UserError(f"--mode is for segmentation, {folder} holds a classifier; leave it out")
+        raise UserError(f"--mode is for segmentation, {folder} is for {manifest.task}; leave it out")
     paths = find_images(config.images)
     if artifact is None:
         session = _open_run(folder, config)
@@ -80,11 +88,12 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         session = open_session(artifact, config.file, runtime=config.runtime, threads=config.threads)
     out = config.out or folder / "predict"
     prepare_folder(out, overwrite=config.overwrite, resume=config.out is None)
+    following = f"export {folder} --onnx" if artifact is None else f"benchmark {folder}"
     if manifest.task == "segmentation":
         found = _segment(config, session, manifest, paths, out)
-        following = f"export {folder} --onnx" if artifact is None else f"benchmark {folder}"
         print(f"masks, overlays and legend.png in {out}; next: edgemim {following}")
         return found
+    answer = _take_features if manifest.task == "features" else _classify
     with RunRecord("predict", out, config) as record:
         found = []
         skipped: list[ImageError] = []
@@ -96,15 +105,13 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
             description="predicting",
             transient=True,
         ):
-            found += _classify(session, manifest, names, batch, fixed, config.top)
+            found += answer(session, manifest, names, batch, fixed, config.top)
         record.results.update(images=len(found), skipped=[[error.name, error.reason] for error in skipped])
         _report_skipped(record, skipped)
         if not found:
             raise UserError(f"none of the {len(paths)} images could be read; the first: {skipped[0]}")
-        write_text(out / "predictions.json", json.dumps(found, indent=1) + "\n")
-        write_text(out / "predictions.csv", _as_csv(found))
-    _show(found)
-    print(f"predictions in {out}; next: edgemim benchmark {folder}")
+        written = (write_features if manifest.task == "features" else _write_classes)(out, found)
+    print(f"{written}; next: edgemim {following}")
     return found
 
 
@@ -180,10 +187,7 @@ def list_batches(
 def _classify(
     session: Session, manifest: Manifest, names: list[Path], batch: np.ndarray, fixed: int | None, top: int
 ) -> list[dict[str, Any]]:
-    if fixed is not None and len(batch) < fixed:
-        batch = np.concatenate([batch, np.zeros((fixed - len(batch), *batch.shape[1:]), np.float32)])
-    outputs = session.run({manifest.input_name: batch})
-    logits = output_of(outputs, manifest.output_names[0], ndim=2)[: len(names)]
+    logits = _rows(session, manifest, batch, fixed)
     labels = manifest.labels or tuple(str(index) for index in range(logits.shape[1]))
     if len(labels) != logits.shape[1]:
         raise UserError(f"the manifest has {len(labels)} labels, the model {logits.shape[1]} outputs; export it again")
@@ -204,6 +208,28 @@ def _classify(
         }
         for name, row, row_probabilities in zip(names, logits, probabilities, strict=True)
     ]
+
+
+def _take_features(
+    session: Session, manifest: Manifest, names: list[Path], batch: np.ndarray, fixed: int | None, top: int
+) -> list[dict[str, Any]]:
+    found = _rows(session, manifest, batch, fixed)
+    return [{"image": str(name), "features": row} for name, row in zip(names, found, strict=True)]
+
+
+def _rows(session: Session, manifest: Manifest, batch: np.ndarray, fixed: int | None) -> np.ndarray:
+    """What the model gives, [images, values]; a batch too small for a file of a fixed one is filled up."""
+    count = len(batch)
+    if fixed is not None and count < fixed:
+        batch = np.concatenate([batch, np.zeros((fixed - count, *batch.shape[1:]), np.float32)])
+    return output_of(session.run({manifest.input_name: batch}), manifest.output_names[0], ndim=2)[:count]
+
+
+def _write_classes(out: Path, found: list[dict[str, Any]]) -> str:
+    write_text(out / "predictions.json", json.dumps(found, indent=1) + "\n")
+    write_text(out / "predictions.csv", _as_csv(found))
+    _show(found)
+    return f"predictions in {out}"
 
 
 def _as_csv(found: list[dict[str, Any]]) -> str:

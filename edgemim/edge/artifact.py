@@ -115,7 +115,7 @@ class Manifest(Config):
     def _sizes_agree(self) -> Manifest:
         size = self.preprocessing.image_size
         sides = [side for side in self.input_shape[2:] if side is not None]
-        square = self.task in ("classification", "segmentation")
+        square = self.task in ("classification", "segmentation", "features")
         if square and (len(self.input_shape) != 4 or any(side != size for side in sides)):
             raise ValueError(f"input_shape {list(self.input_shape)} does not fit preprocessing.image_size {size}")
         if self.inference is not None:

@@ -16,7 +16,7 @@ from edgemim.export.onnx import first_line
 from edgemim.export.timm_peer import SOURCE_KEY, build_peer
 from edgemim.export.torch_session import TorchSession
 from edgemim.models.one_stream import OneStreamTracker
-from edgemim.tasks import TrackingTask, load_task
+from edgemim.tasks import TrackingTask, open_task
 
 Inputs = dict[str, np.ndarray]
 
@@ -58,7 +58,7 @@ def _network(artifact: Artifact, run: Path | None, key: str, batch: int) -> tupl
     if run is None:
         module = build_peer(str(manifest.source[SOURCE_KEY]))
     else:
-        task = load_task(run)
+        task = open_task(run)
         if isinstance(task, TrackingTask):
             return _tracker(task, key, eliminates=_eliminates(artifact))
         module = (task if task.preprocessing.image_size == size else task.at_size(size)).export_module()

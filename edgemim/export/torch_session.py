@@ -1,4 +1,4 @@
-"""A fine-tuned PyTorch run as one more `Session`: eager, or compiled by inductor; the baseline rows of a benchmark."""
+"""A PyTorch run as one more `Session`: eager, or compiled by inductor; the baseline rows of a benchmark."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgemim.edge.machine import usable_cpus
 from edgemim.edge.runtime.session import check_inputs
 from edgemim.errors import MissingLibrary, UserError
 from edgemim.export.onnx import DEFAULT_OPSET
-from edgemim.tasks import load_task
+from edgemim.tasks import open_task
 
 _COMPILERS = ("g++", "clang++", "c++")
 
@@ -77,15 +77,15 @@ def _compile(module: nn.Module) -> Any:
 
 
 def open_torch_session(run_folder: str | Path, threads: int = 0, *, image_size: int | None = None) -> TorchSession:
-    """Open a fine-tuned run for inference in eager PyTorch; `threads=0` means all usable CPUs.
+    """Open a fine-tuned or pre-training run for inference in eager PyTorch; `threads=0` means all usable CPUs.
 
     With `image_size`, the model for squares of that size, as `edgemim export --image-size` makes it.
 
-    Raises UserError if the folder holds no fine-tuned model.
+    Raises UserError if the folder holds no model.
     """
     if threads < 0:
         raise UserError(f"threads is {threads}; give 0 for all usable CPUs, or a positive number")
-    task = load_task(Path(run_folder))
+    task = open_task(Path(run_folder))
     if image_size not in (None, task.preprocessing.image_size):
         task = task.at_size(image_size)
     shapes = {task.input_name: (None, *task.example_input(1).shape[1:])}
@@ -93,8 +93,8 @@ def open_torch_session(run_folder: str | Path, threads: int = 0, *, image_size: 
 
 
 def describe_run(run_folder: str | Path) -> Manifest:
-    """A fine-tuned run's manifest, as its artifact would have it but without files. Raises UserError."""
-    task = load_task(Path(run_folder))
+    """A run's manifest, as its artifact would have it but without files. Raises UserError."""
+    task = open_task(Path(run_folder))
     return Manifest(
         name=Path(run_folder).resolve().name,
         task=task.task_name,

@@ -15,12 +15,23 @@ from edgemim.errors import UserError
 from edgemim.models.weights import MODEL_FILE, load_weights, read_facts, read_tensors
 from edgemim.run import read_record
 from edgemim.tasks.classification import ClassificationConfig, ClassificationTask, build_model
+from edgemim.tasks.features import FeaturesTask, open_features
 from edgemim.tasks.segmentation import SegmentationConfig, SegmentationTask, build_segmenter, open_pairs
 from edgemim.tasks.task import Task
 from edgemim.tasks.tracking import TrackingConfig, TrackingTask, build_tracking_task
 from edgemim.tasks.tracking_pairs import open_run_pairs
 
-__all__ = ["ClassificationTask", "LabelledData", "SegmentationTask", "Task", "TaskConfig", "TrackingTask", "load_task"]
+__all__ = [
+    "ClassificationTask",
+    "FeaturesTask",
+    "LabelledData",
+    "SegmentationTask",
+    "Task",
+    "TaskConfig",
+    "TrackingTask",
+    "load_task",
+    "open_task",
+]
 
 TaskConfig = Annotated[
     ClassificationConfig | SegmentationConfig | TrackingConfig,
@@ -33,6 +44,13 @@ TaskConfig = Annotated[
         }
     ),
 ]
+
+
+def open_task(run: Path, *, data: Path | None = None, val: Path | None = None) -> Task:
+    """What a run can be exported as: the task it was fine-tuned for, or an encoder's features. Raises UserError."""
+    if read_facts(run)["kind"] == "encoder":
+        return open_features(run, data=val or data)
+    return load_task(run, data=data, val=val)
 
 
 def load_task(run: Path, *, data: Path | None = None, val: Path | None = None) -> Task:

@@ -112,12 +112,12 @@ def test_mistakes_are_one_sentence(run: Path, tmp_path: Path, capsys) -> None:
     assert main(["export", str(run), "--max-drop", "2", "--force"]) == 2
     assert main(["export", str(run), "--out", str(run), "--overwrite"]) == 2  # a run is no artifact: it is not emptied
     assert (run / "model" / "model.safetensors").exists()
-    (run / "model" / "model.json").write_text(json.dumps({"kind": "encoder"}))
+    (run / "model" / "model.json").write_text(json.dumps({"kind": "decoder"}))
     assert main(["export", str(run)]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 5
     assert "--max-drop, --force would have no effect without --int8" in lines[2]
-    assert "edgemim finetune" in lines[-1]
+    assert "holds a decoder, not a fine-tuned model; run `edgemim finetune`" in lines[-1]
     assert not (run / "artifact").exists()
 
 
