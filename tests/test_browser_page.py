@@ -122,7 +122,7 @@ def test_the_same_answers_on_twenty_pictures(
 def test_it_follows_what_the_tracker_follows(
     site: Path, visit: Visit, frames: dict[int, bytes], form: Literal["joint", "cached"]
 ) -> None:
-    artifact = tiny_tracker(site / "artifact", form)
+    artifact = tiny_tracker(site / "artifact", form, size_rate=0.1 if form == "cached" else 1.0)
     images, boxes = moving_target(frames=12)
     # So narrow that the target begins at the lower border and ends at the right one.
     images = [np.ascontiguousarray(image[:102, :136]) for image in images]

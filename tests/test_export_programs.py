@@ -115,7 +115,8 @@ def test_the_tracking_programs_follow_as_edgemim_does(
 ) -> None:
     """In a small video, so that the target begins at the lower border and ends at the right one."""
     pytest.importorskip(runtime)
-    tracker = Tracker.open(tiny_tracker(tmp_path / "artifact", form), runtime=runtime, threads=1)
+    artifact = tiny_tracker(tmp_path / "artifact", form, size_rate=0.1 if form == "cached" else 1.0)
+    tracker = Tracker.open(artifact, runtime=runtime, threads=1)
     images, boxes = moving_target(12)
     video = write_video(tmp_path / "video.avi", [np.ascontiguousarray(image[:102, :136]) for image in images])
     words = [str(tmp_path / "artifact"), str(video), ",".join(map(str, boxes[0])), "--threads", "1"]

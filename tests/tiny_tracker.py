@@ -56,7 +56,7 @@ def write_video(path: Path, images: list[np.ndarray], codec: str = "MJPG", fps: 
     return path
 
 
-def tiny_tracker(folder: Path, form: Literal["joint", "cached"] = "joint") -> Artifact:
+def tiny_tracker(folder: Path, form: Literal["joint", "cached"] = "joint", size_rate: float = 1.0) -> Artifact:
     """Write and open a tracking artifact: template 64, search 128, maps of 16×16; sizes never change, cells are coarse."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = Manifest(
@@ -67,7 +67,7 @@ def tiny_tracker(folder: Path, form: Literal["joint", "cached"] = "joint") -> Ar
         inputs={"template": (1, 3, TEMPLATE, TEMPLATE), "search": (1, 3, SEARCH, SEARCH)},
         output_names=_MAPS,
         preprocessing=Preprocessing(image_size=SEARCH, crop_pct=1.0, interpolation="bilinear"),
-        tracking=TrackingInference(form=form, template_size=TEMPLATE, search_size=SEARCH),
+        tracking=TrackingInference(form=form, template_size=TEMPLATE, search_size=SEARCH, size_rate=size_rate),
         opset=18,
     )
     graphs = {"onnx-fp32": _joint()} if form == "joint" else {"onnx-fp32": _search(), "onnx-fp32-template": _encode()}

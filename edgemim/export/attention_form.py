@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -61,7 +62,7 @@ def split_attentions(module: nn.Module) -> nn.Module:
     for name, child in list(module.named_modules()):
         if _is_plain(child):
             parent, _, last = name.rpartition(".")
-            setattr(module.get_submodule(parent), last, SplitAttention(child).eval())
+            setattr(module.get_submodule(parent), last, SplitAttention(cast(Attention, child)).eval())
     return module
 
 

@@ -132,7 +132,7 @@ def check_weights(module: nn.Module, path: Path) -> tuple[int, int]:
 
     A single weight that moved can drown in the rounding of the outputs; here it cannot. A parameter counts as found if
     a tensor of the file holds its values, as it is or transposed. One that the exporter folded into others is not
-    found and not refused: the outputs speak for it.
+    found and not refused: the outputs speak for it, as they do for one of fewer than three values.
 
     Raises:
         GateRefused: if a tensor of the file shares more than half of its values with a parameter, but not all.

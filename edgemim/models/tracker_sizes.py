@@ -25,6 +25,9 @@ class TrackerForm(Config):
     """Side of the template's crop over the geometric mean of the box's sides."""
     search_factor: float = pydantic.Field(default=4.0, ge=1)
     """Side of the search region's crop over the geometric mean of the box's sides."""
+    size_rate: float = pydantic.Field(default=1.0, ge=0, le=1)
+    """Share of the way to the found size that the box goes in a frame, times the score; 1: all of it, as published. Near 0
+    for a tracker that was trained on any region of photos, which says nothing of how far an object extends."""
     attention: Attention = "joint"
     """joint: all tokens see each other, as published; cached: the template's see only each other, so that their keys and
     values are computed once a sequence."""

@@ -208,7 +208,7 @@ class TrackingTask(Task):
 
 def inference_of(size: TrackerSize) -> TrackingInference:
     """How a tracker of this size is laid over a video: its own crops, all else as published."""
-    names = ("template_size", "search_size", "template_factor", "search_factor")
+    names = ("template_size", "search_size", "template_factor", "search_factor", "size_rate")
     return TrackingInference(form=size.attention, **{name: getattr(size, name) for name in names})
 
 

@@ -29,7 +29,7 @@ export class Tracker {
 
   /** Find the object in the next frame: {box, score, lost}. */
   async update(image) {
-    const { search_name, search_factor, search_size, maps, lost_below } = this.facts;
+    const { search_name, search_factor, search_size, maps, lost_below, size_rate = 1 } = this.facts;
     const { tensor, side } = this.#crop(image, this.box, search_factor, search_size);
     const found = await this.session.run({ ...this.fixed, [search_name]: tensor });
     const [score, size, offset] = maps.map((name) => found[name].data);
@@ -39,12 +39,13 @@ export class Tracker {
     const cells = grid * grid;
     const centreX = this.box[0] + this.box[2] / 2 + ((column + offset[best]) / grid - 0.5) * side;
     const centreY = this.box[1] + this.box[3] / 2 + ((row + offset[cells + best]) / grid - 0.5) * side;
-    const [width, height] = [size[best] * side, size[cells + best] * side];
+    const sure = score.reduce((largest, value) => Math.max(largest, value), 0);
+    const step = size_rate < 1 ? size_rate * sure : 1;
+    const [width, height] = [size[best], size[cells + best]].map((s, i) => step * s * side + (1 - step) * this.box[2 + i]);
     const box = [centreX - width / 2, centreY - height / 2, width, height];
     // A network that overflowed: the box waits where it was.
     if (![...score, ...box].every(Number.isFinite)) return { box: this.box, score: 0, lost: true };
     this.box = this.#clip(box, image.width, image.height);
-    const sure = score.reduce((largest, value) => Math.max(largest, value), 0);
     return { box: this.box, score: sure, lost: sure < lost_below };
   }
 

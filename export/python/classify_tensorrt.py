@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 try:
-    import tensorrt
-    from cuda.bindings import runtime as cuda
+    import tensorrt  # pyright: ignore[reportMissingImports]
+    from cuda.bindings import runtime as cuda  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 except ImportError as error:
     sys.exit(
         f"classify_tensorrt: {error}; install NVIDIA's `tensorrt` 10 or 11 and `cuda-python`, on a machine with a GPU"

@@ -52,7 +52,9 @@ def open_model(path: Path, threads: int) -> Run:
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+    return lambda inputs: {
+        name: np.asarray(value) for name, value in zip(names, session.run(names, inputs), strict=True)
+    }
 
 
 def crop(image: np.ndarray, box: list[float], factor: float, size: int, manifest: dict) -> tuple[np.ndarray, int]:
@@ -81,7 +83,8 @@ def moved(box: list[float], maps: dict, side: int, shape: tuple[int, ...], facts
     hann = np.hanning(grid + 2)[1:-1]
     window = np.outer(hann, hann).astype(np.float32) if facts["window"] == "hann" else 1
     row, column = divmod(int(np.argmax(score[0] * window)), grid)
-    lengths = [float(value) * side for value in size[:, row, column]]
+    step = facts["size_rate"] * float(score.max()) if facts["size_rate"] < 1 else 1.0
+    lengths = [step * float(size[axis, row, column]) * side + (1 - step) * box[2 + axis] for axis in (0, 1)]
     found = []
     for axis, cell in enumerate((column, row)):
         centre = box[axis] + 0.5 * box[2 + axis] + ((cell + float(offset[axis, row, column])) / grid - 0.5) * side

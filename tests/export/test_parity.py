@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from small_tracker import small_tracker
 
+from edgemim.commands.export import ExportConfig, export_model
 from edgemim.edge.runtime import open_session
 from edgemim.errors import GateRefused, UserError
 from edgemim.export.attention_form import split_attentions
@@ -24,6 +27,8 @@ from edgemim.export.parity import (
     refuse_if_apart,
     run_batched,
 )
+from edgemim.export.tracking import graphs_of
+from edgemim.tasks import TrackingTask, load_task
 
 
 class Echo:
@@ -159,3 +164,47 @@ def test_figures_keep_the_worst_and_each() -> None:
     assert (figures["fp16_relative_error"], figures["fp16_cosine"], figures["fp16_tolerance"]) == (0.01, 0.9, 0.5)
     assert figures_of({}, 0.5) == {}
     assert np.isnan(figures_of({**found, "c": Parity(1, float("nan"), 1, 1)}, 0.5)["max_abs_error"])
+
+
+def refused_and_not(module: torch.nn.Module, path: Path, place: Path) -> tuple[int, list[str]]:
+    """How many tensors of the file's weights were refused when their largest value moved by 1 %, and which were not."""
+    assert check_weights(module, path)[0] > 10
+    known = {form.tobytes() for p in module.parameters() for form in (p.detach().numpy(), p.detach().numpy().T.copy())}
+    moved = shutil.copy(path, place / path.name)
+    refused, missed = 0, []
+    for index, tensor in enumerate(onnx.load(path).graph.initializer):
+        array = numpy_helper.to_array(tensor).copy()
+        if array.tobytes() not in known or not array.any() or array.size < 3:
+            continue
+        array.flat[np.abs(array).argmax()] *= np.float32(1.01)
+        model = onnx.load(path)
+        model.graph.initializer[index].CopyFrom(numpy_helper.from_array(array, tensor.name))
+        onnx.save(model, moved)
+        try:
+            check_weights(module, Path(moved))
+            missed.append(tensor.name)
+        except GateRefused as error:
+            refused += "parity refused: 1 of " in str(error)
+    return refused, missed
+
+
+def test_any_moved_weight_of_a_classifier_is_refused(artifact, task, tmp_path: Path) -> None:
+    refused, missed = refused_and_not(task.export_module(), artifact.file(), tmp_path)
+    assert refused > 25 and not missed
+
+
+def test_any_moved_weight_of_a_segmenter_is_refused(segmenter, segmentation_task, tmp_path: Path) -> None:
+    refused, missed = refused_and_not(segmentation_task.export_module(), segmenter.file(), tmp_path)
+    assert refused > 25 and not missed
+
+
+@pytest.mark.parametrize("form", ["joint", "cached"])
+def test_any_moved_weight_of_a_tracker_is_refused(form: str, tmp_path: Path) -> None:
+    run = small_tracker(tmp_path / form, form)
+    export_model(ExportConfig(run=run, out=tmp_path / "artifact", parity_images=2))
+    task = load_task(run)
+    assert isinstance(task, TrackingTask)
+    for graph in graphs_of(task.model, elimination=True):
+        path = tmp_path / "artifact" / f"model{graph.suffix}.onnx"
+        refused, missed = refused_and_not(graph.module, path, tmp_path)
+        assert refused > 10 and not missed

@@ -48,18 +48,19 @@ class OpenVinoSession:
             "INFERENCE_PRECISION_HINT": self.execution,
         }
         try:
-            self._compiled = core().compile_model(core().read_model(path), "CPU", settings)
-            self._request = self._compiled.create_infer_request()
+            model = core().read_model(path)
+            self._request = core().compile_model(model, "CPU", settings).create_infer_request()
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:400]
             raise ModelRefused(f"OpenVINO {openvino.__version__} refuses {path}: {reason}") from error
-        self._outputs = [output.get_any_name() for output in self._compiled.outputs]
-        self._inputs = {node.get_any_name(): _shape(node) for node in self._compiled.inputs}
+        # The file's own names: compiled, an input may go by that of a cast that was folded into it.
+        self._outputs = [output.get_any_name() for output in model.outputs]
+        self._inputs = {node.get_any_name(): _shape(node) for node in model.inputs}
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one batch. Raises UserError on inputs that do not fit."""
         check_inputs(inputs, self._inputs)
-        results = self._request.infer(inputs)
+        results = self._request.infer([inputs[name] for name in self._inputs])
         # The request reuses its output memory in the next run.
         return {name: np.array(results[index]) for index, name in enumerate(self._outputs)}
 
@@ -98,5 +99,5 @@ def checked_file(artifact: Artifact, key: str) -> Path:
     return path
 
 
-def _shape(node: openvino.ConstOutput) -> tuple[int | None, ...]:
+def _shape(node: openvino.Output) -> tuple[int | None, ...]:
     return tuple(size.get_length() if size.is_static else None for size in node.partial_shape)

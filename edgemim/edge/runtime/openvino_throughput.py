@@ -31,17 +31,18 @@ class ThroughputSession:
             "INFERENCE_PRECISION_HINT": execution_here(execution, path),
         }
         try:
-            compiled = core().compile_model(core().read_model(path), "CPU", settings)
+            model = core().read_model(path)
+            compiled = core().compile_model(model, "CPU", settings)
             self._queue = openvino.AsyncInferQueue(compiled)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:400]
             raise ModelRefused(f"OpenVINO {openvino.__version__} refuses {path}: {reason}") from error
         self.requests = len(self._queue)
         self.streams = int(compiled.get_property("NUM_STREAMS"))
-        self._outputs = [output.get_any_name() for output in compiled.outputs]
+        self._outputs = [output.get_any_name() for output in model.outputs]
         self._inputs = {
             node.get_any_name(): tuple(size.get_length() if size.is_static else None for size in node.partial_shape)
-            for node in compiled.inputs
+            for node in model.inputs
         }
 
     @property
@@ -52,13 +53,13 @@ class ThroughputSession:
     def wave(self, inputs: dict[str, np.ndarray]) -> None:
         """Run the same batch `runs_per_wave` times, as many at once as there are requests, and wait for all."""
         for _ in range(self.runs_per_wave):
-            self._queue.start_async(inputs)
+            self._queue.start_async([inputs[name] for name in self._inputs])
         self._queue.wait_all()
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one batch. Raises UserError on inputs that do not fit."""
         check_inputs(inputs, self._inputs)
-        results = self._queue[0].infer(inputs)
+        results = self._queue[0].infer([inputs[name] for name in self._inputs])
         return {name: np.array(results[index]) for index, name in enumerate(self._outputs)}
 
 

@@ -51,12 +51,17 @@ def decode_maps(score: np.ndarray, size: np.ndarray, offset: np.ndarray, window:
     )
 
 
-def to_image(decoded: Decoded, previous: Box, side_px: float) -> Box:
+def to_image(decoded: Decoded, previous: Box, side_px: float, size_rate: float = 1.0) -> Box:
     """The box in the image, from a search region of `side_px` pixels of the image centred on the box before.
 
-    As published, the region's corner counts unrounded here.
+    As published, the region's corner counts unrounded here. With a `size_rate` below 1 the box goes from its old size
+    `size_rate` times the score of the way to the found one.
     """
     centre_x = previous.left + 0.5 * previous.width + (decoded.centre_x - 0.5) * side_px
     centre_y = previous.top + 0.5 * previous.height + (decoded.centre_y - 0.5) * side_px
     width, height = decoded.width * side_px, decoded.height * side_px
+    if size_rate < 1:
+        step = size_rate * decoded.score
+        width += (1 - step) * (previous.width - width)
+        height += (1 - step) * (previous.height - height)
     return Box(centre_x - 0.5 * width, centre_y - 0.5 * height, width, height)

@@ -33,6 +33,10 @@ class TrackingInference(Config):
     for training and inference. whole: it does not."""
     window: Literal["hann", "none"] = "hann"
     """What the score map is multiplied by before its maximum is taken."""
+    size_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the way to the found size that the box goes in a frame, times the score (as SiamRPN smooths it, CVPR 2018,
+    section 4.3). 1: all of it whatever the score, as published; 0: the first size stays, for a network that has learnt
+    where things are but not how far they extend."""
     margin_px: Annotated[float, Field(gt=0)] = 10.0
     """A box keeps at least so much inside the image on each axis, so it is never narrower or lower; video's pixels."""
     lost_below: Annotated[float, Field(ge=0, le=1)] = 0.3

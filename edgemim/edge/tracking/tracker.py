@@ -38,8 +38,8 @@ class Tracked(NamedTuple):
 class Tracker:
     """Follows one object from a box in the first image: `init` once, then `update` for each further image.
 
-    Images are uint8 [h, w, 3], RGB, all of one size. Boxes stay floats. There is no smoothing, no update of the template
-    and no search beyond the region around the last box: a lost target shows as a low score.
+    Images are uint8 [h, w, 3], RGB, all of one size. Boxes stay floats. There is no update of the template and
+    no search beyond the region around the last box: a lost target shows as a low score.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Tracker:
         score, size, offset = self._maps(maps)
         window = hann_window(score.shape[-1]) if self.inference.window == "hann" else None
         decoded = decode_maps(score, size, offset, window)
-        box = to_image(decoded, self._box, side_px)
+        box = to_image(decoded, self._box, side_px, self.inference.size_rate)
         if not all(map(math.isfinite, box)):  # a network that overflowed: the box waits where it was
             return 0.0
         height, width = self._size[:2]

@@ -36,7 +36,7 @@ def test_own_format_gives_the_logits_of_onnx(tmp_path: Path) -> None:
 
 def test_settings_are_those_asked_for(tmp_path: Path) -> None:
     session = open_session(tiny_artifact(tmp_path), runtime="openvino", threads=2)
-    compiled = session._compiled  # type: ignore[attr-defined]
+    compiled = session._request.get_compiled_model()  # type: ignore[attr-defined]
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 2
     assert compiled.get_property("NUM_STREAMS") == 1
     assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32

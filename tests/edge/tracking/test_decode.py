@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgemim.edge.tracking.boxes import Box
-from edgemim.edge.tracking.decode import decode_maps, hann_window, to_image
+from edgemim.edge.tracking.decode import Decoded, decode_maps, hann_window, to_image
 
 
 def maps(grid: int = 16) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -36,6 +36,13 @@ def test_cell_offset_and_size_by_hand() -> None:
     # A region of 128 pixels around (100, 60): its corner is (36, -4).
     box = to_image(found, Box(84, 44, 32, 32), 128.0)
     assert box == pytest.approx((36 + 76 - 16, -4 + 38 - 32, 32, 64))
+
+
+def test_a_size_rate_goes_a_part_of_the_way_as_sure_as_the_score() -> None:
+    found, before = Decoded(0.5, 0.5, 0.5, 0.25, 0.8), Box(10, 20, 32, 32)
+    assert to_image(found, before, 128.0, 0.0) == pytest.approx(before)
+    assert to_image(found, before, 128.0, 0.5) == pytest.approx((26 - 22.4, 36 - 16, 44.8, 32))  # 0.4 of 32 -> 64
+    assert to_image(found, before, 128.0, 1.0) == to_image(found, before, 128.0) == pytest.approx((-6, 20, 64, 32))
 
 
 def test_the_window_chooses_and_the_score_is_that_before_it() -> None:
