@@ -15,6 +15,7 @@ from edgemim.commands.quantize import QuantizeConfig, quantize
 from edgemim.edge.artifact import Artifact
 from edgemim.errors import GateRefused, UserError
 from edgemim.export import fidelity
+from edgemim.export.quantization_aware import AwareConfig
 from edgemim.export.quantize import Int8Config
 
 
@@ -79,6 +80,22 @@ def test_an_undecided_speed_is_a_warning(folder: Path, monkeypatch: pytest.Monke
     assert any("undecided after 3 attempts" in line for line in record(folder)["warnings"])
     # Its run is there, the images are not all: no warning about their number, 20 were asked for.
     assert not any("all there are" in line for line in record(folder)["warnings"])
+
+
+def test_what_misses_the_gate_is_fine_tuned(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    pytest.importorskip("nncf", reason="pip install 'edgemim[openvino]'")
+    monkeypatch.setattr(fidelity, "measure", stopwatch(timings(2, 1)))
+    before = Artifact.open(folder).manifest
+    options = {"targets": ("onnx-int8",), "search": False, "min_cosine": 1.0, "calibration": 8, "images": 20}
+    aware = AwareConfig(epochs=0.5, device="cpu", workers=0)
+    with pytest.raises(GateRefused, match="cosine of"):
+        quantize(QuantizeConfig.model_validate({"artifact": folder, "aware": aware, **options}))
+    told = record(folder)["results"]["quantization"]["onnx-int8"]["aware"]
+    assert told["epochs"] == 0.5
+    assert told["last_loss"] > 0
+    assert "epochs (" in capsys.readouterr().out
+    assert Artifact.open(folder).manifest == before
+    assert not (folder / "quantize" / "aware").exists()
 
 
 def test_without_its_run(folder: Path) -> None:
