@@ -25,12 +25,12 @@ def test_linear_layers_are_int8_and_attention_is_float(artifact, tmp_path: Path,
     quantize_dynamic_onnx(artifact.file(), path, full_range=full_range)
     model = onnx.load(path)
     kinds = Counter(node.op_type for node in model.graph.node)
-    assert kinds["MatMulInteger"] == 2 * 4 + 1  # two blocks of qkv, proj, fc1, fc2, and the head
+    assert kinds["MatMulInteger"] == 2 * 6 + 1  # two blocks of query, key, value, proj, fc1, fc2, and the head
     assert kinds["MatMul"] == 2 * 2  # q·k and attention·v have no weights
     assert kinds["Conv"] == 1
     weights = [numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == TensorProto.INT8]
     matrices = [array for array in weights if array.ndim == 2]
-    assert len(matrices) == 9
+    assert len(matrices) == 13
     largest = max(int(np.abs(array.astype(int)).max()) for array in matrices)
     assert largest == (127 if full_range else 64)  # 64 · 255 · 2 still fits a 16-bit sum
     assert read_metadata(path) == read_metadata(artifact.file())
@@ -62,7 +62,7 @@ def test_convolutions_of_a_head_are_int8_and_the_patch_embedding_is_float(
             assert weight.dtype == np.int8
             largest = max(largest, int(np.abs(weight.astype(int)).max()))
     assert largest == (127 if full_range else 64)
-    assert Counter(node.op_type for node in model.graph.node)["MatMulInteger"] == 2 * 4
+    assert Counter(node.op_type for node in model.graph.node)["MatMulInteger"] == 2 * 6
     assert read_metadata(path) == read_metadata(segmenter.file())
     assert [file.name for file in tmp_path.glob("*.onnx")] == ["int8.onnx"]
 

@@ -38,7 +38,7 @@ def small_deploy(patch: pytest.MonkeyPatch) -> None:
 
     quantize, benchmark = chain.quantize, chain.benchmark
     int8 = {"targets": ("onnx-int8",), "force": True}
-    timing = {"runtimes": ("onnxruntime",), "threads": (1,), "batch": 1, "seconds": 0.05}
+    timing = {"runtimes": ("onnxruntime",), "threads": (1,), "batch": (1,), "seconds": 0.05}
     patch.setattr(chain, "quantize", lambda config: quantize(config.model_copy(update=int8)))
     patch.setattr(chain, "benchmark", lambda config: benchmark(config.model_copy(update=timing)))
 
