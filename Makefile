@@ -1,5 +1,5 @@
 # Set-up on a fresh machine with Python >= 3.11, git and make: `make demo` runs the whole chain, `make test` the tests.
-# `make tracker IMAGES=PHOTOS` makes a tracker of a folder of photos, in about an hour on two CPU cores.
+# `make tracker IMAGES=PHOTOS` makes a tracker of a folder of photos (EPOCHS of pre-training: 20 for about 2,000 photos).
 PYTHON ?= python3
 VENV ?= .venv
 EDGE_VENV ?= .venv-edge
