@@ -83,7 +83,22 @@ def open_file(artifact: Artifact, key: str, threads: int) -> OnnxRuntimeSession:
     return OnnxRuntimeSession(artifact.file(key), entry.precision, threads)
 
 
-def load_gpu_libraries() -> None:
+def open_on_gpu(
+    artifact: Artifact, key: str, threads: int, *, runtime: str, provider: str, options: Mapping[str, str] | None = None
+) -> OnnxRuntimeSession:
+    """Open an ONNX file of an artifact on a provider that has to take every product of the graph.
+
+    Raises UserError on files that the manifest does not list, MissingLibrary, ModelRefused.
+    """
+    entry = artifact.entry(key)
+    check_external_data(artifact, entry)
+    _load_gpu_libraries()
+    return OnnxRuntimeSession(
+        artifact.file(key), entry.precision, threads, provider=provider, options=options, runtime=runtime
+    )
+
+
+def _load_gpu_libraries() -> None:
     """Find CUDA and cuDNN where pip put them; what is not found shows when the provider is asked for."""
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls(directory="")
