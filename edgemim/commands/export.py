@@ -77,6 +77,9 @@ class ExportConfig(Int8Config):
     """Segmentation: side of the square that the model takes, pixels; default as trained. Positions are interpolated."""
     elimination: bool = True
     """Tracking: keep candidate elimination in the graph, where the tracker was trained with it: a quarter faster."""
+    cached: bool = False
+    """Tracking: cache the template's tokens of a tracker that was trained jointly. Its answers change (the parity gate
+    compares with PyTorch in that form): evaluate it with `edgemim track ARTIFACT --dataset`."""
     parity_images: int = pydantic.Field(default=64, ge=1)
     """Held-out images (pairs, for a tracker) that the exported files are compared with PyTorch on."""
     tolerance: float = pydantic.Field(default=DEFAULT_TOLERANCE, gt=0)
@@ -110,6 +113,8 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
     trained_size = task.preprocessing.image_size
     if config.image_size is not None:
         task = task.at_size(config.image_size)
+    if config.cached and isinstance(task, TrackingTask):
+        task = task.as_cached()
     fault: EdgemimError | None = None
     with staged(out) as folder, RunRecord("export", folder, config) as record:
         artifact = _build(folder, run, task, config, trained_size)
@@ -157,8 +162,11 @@ def _refuse_unfit(config: ExportConfig, task: Task) -> None:
     if isinstance(task, TrackingTask):
         if config.fixed_batch not in (None, 1):
             raise UserError("a tracker takes one pair at a time; leave --fixed-batch out")
-    elif not config.elimination:
-        raise UserError(f"a model for {task.task_name} eliminates nothing; leave --no-elimination out")
+        if config.cached and task.model.size.attention == "cached":
+            raise UserError("the tracker was trained with its template cached; leave --cached out")
+    elif config.cached or not config.elimination:
+        flag = "cached" if config.cached else "no-elimination"
+        raise UserError(f"a model for {task.task_name} has no template and eliminates nothing; leave --{flag} out")
 
 
 def _build(folder: Path, run: Path, task: Task, config: ExportConfig, trained_size: int) -> Artifact:

@@ -60,6 +60,8 @@ def _network(artifact: Artifact, run: Path | None, key: str, batch: int) -> tupl
     else:
         task = open_task(run)
         if isinstance(task, TrackingTask):
+            if manifest.tracking is not None and manifest.tracking.form == "cached":
+                task = task.as_cached()
             return _tracker(task, key, eliminates=_eliminates(artifact))
         module = (task if task.preprocessing.image_size == size else task.at_size(size)).export_module()
     shape = (batch, *(side or size for side in manifest.input_shape[1:]))

@@ -130,6 +130,19 @@ class TrackingTask(Task):
         inputs = {"template": (1, 3, *[size.template_size] * 2), "search": (1, 3, *[size.search_size] * 2)}
         return {"tracking": self.inference, "inputs": inputs}
 
+    def as_cached(self) -> TrackingTask:
+        """The same weights with the template's tokens seeing only each other, so that they are computed once a sequence.
+
+        Of a tracker that was trained jointly the answers change; by how much, an evaluation tells.
+        """
+        if self.model.size.attention == "cached":
+            return self
+        size = self.model.size.model_copy(update={"attention": "cached", "elimination_blocks": ()})
+        model = OneStreamTracker(size)
+        model.load_state_dict(self.model.state_dict())
+        inference = self.inference.model_copy(update={"form": "cached"})
+        return TrackingTask(model, self.preprocessing, inference=inference, settings=self.settings, pairs=self.pairs)
+
     def begin_step(self, progress: float) -> None:
         """Set the share of search tokens that is kept at this point of the run."""
         size, settings = self.model.size, self.settings

@@ -15,11 +15,12 @@ from edgemim.edge.runtime import open_session
 from edgemim.export.torch_baseline import open_baseline
 
 
-@pytest.fixture(scope="module", params=["joint", "cached"])
+@pytest.fixture(scope="module", params=["joint", "cached", "joint-cached"])
 def tracker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact]:
     root = tmp_path_factory.mktemp(request.param)
-    run = small_tracker(root, request.param)
-    export_model(ExportConfig(run=run, out=root / "artifact", openvino=False, parity_images=2))
+    trained, _, exported = request.param.partition("-")
+    run = small_tracker(root, trained)
+    export_model(ExportConfig(run=run, out=root / "artifact", parity_images=2, cached=bool(exported)))
     return run, Artifact.open(root / "artifact")
 
 

@@ -104,6 +104,22 @@ def test_dense_on_request(run: Path, tmp_path: Path) -> None:
     assert Artifact.open(tmp_path / "dense").manifest.parity["relative_error"] < 1e-4
 
 
+def test_the_template_cached_on_request(run: Path, tmp_path: Path) -> None:
+    """Of a tracker that was trained jointly: two graphs, compared with PyTorch in that form, and other answers."""
+    config = ExportConfig(run=run, out=tmp_path / "a", parity_images=4, cached=True)
+    if "cached" in run.parent.name:
+        with pytest.raises(UserError, match="leave --cached out"):
+            export_model(config)
+        return
+    export_model(config)
+    artifact, task = Artifact.open(tmp_path / "a"), task_of(run)
+    assert set(artifact.manifest.files) == {"onnx-fp32", "onnx-fp32-template"}
+    assert artifact.manifest.parity["relative_error"] < 1e-4
+    inputs, _ = next(iter(task.evaluation_pairs(1)))
+    joint = task.model.eval()(*(torch.from_numpy(inputs[name]) for name in ("template", "search")), keep_rate=1.0)
+    assert not np.allclose(open_tracker(artifact).run(inputs)["score"], joint.score.detach().numpy(), atol=1e-5)
+
+
 def test_pictures_that_are_gone_are_told(run: Path, tmp_path: Path) -> None:
     shutil.move(run.parent / "walks", tmp_path / "walks")
     try:
